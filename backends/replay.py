@@ -1,0 +1,128 @@
+"""`replay:PATH`: recorded answers instead of a model.
+
+PATH is a trace store (its newest run, or `PATH#RUN`), or a JSONL with one line a user:
+`{"user_id", "samples": [{"text", "finish_reason"}, ...], "usage"}`. What was not recorded is a typed failure,
+never a made-up answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from cp_agents.backends.base import Capabilities, Identity, SampleRequest
+from cp_agents.backends.registry import BackendOptions
+from cp_agents.errors import ErrorType, InputError
+from cp_agents.schema import Completion, Usage
+
+Recording = dict[str, dict[int, Completion]]
+
+
+class ReplayBackend:
+    """Answers from a recording, by user id and sample index."""
+
+    def __init__(self, path: str | Path, run_id: str | None = None) -> None:
+        self._path = Path(path)
+        if not self._path.is_file():
+            raise InputError(f"no recording at {path}: expected a trace store or a JSONL of recorded answers")
+        with self._path.open("rb") as file:
+            is_store = file.read(16).startswith(b"SQLite format 3")
+        if is_store:
+            self._recording, revision = _from_store(self._path, run_id)
+        else:
+            self._recording, revision = _from_jsonl(self._path)
+        self._identity = Identity(kind="replay", model=self._path.name, revision=revision)
+
+    @property
+    def identity(self) -> Identity:
+        """The recording and its hash."""
+        return self._identity
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Everything at once, always the same."""
+        return Capabilities(n=True, seed=True, retries=True)
+
+    async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
+        """The recorded answers for `request.record_key`."""
+        recorded = self._recording.get(request.record_key, {})
+        for index in request.indices:
+            if index in recorded:
+                yield recorded[index]
+            else:
+                yield Completion(
+                    index=index,
+                    sampler=self._identity.sampler,
+                    error_type=ErrorType.NOT_RECORDED,
+                    error_message=f"{self._path.name} has no sample {index} of this user",
+                )
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+
+def _from_store(path: Path, run_id: str | None) -> tuple[Recording, str]:
+    from cp_agents.stores.traces import TraceStore, completion_of
+
+    recording: Recording = {}
+    with TraceStore(path, must_exist=True) as store:
+        run = store.run(run_id)
+        rows = store.query(
+            "select r.user_id, s.* from samples s join records r using (record_id) where r.run_id = ?",
+            [run["run_id"]],
+        )
+        for row in rows:
+            # A failed call has no answer to replay.
+            if row["error_type"] is None:
+                recording.setdefault(row["user_id"], {})[row["sample_index"]] = completion_of(row)
+    return recording, f"{run['run_id']}@{run['fingerprint']}"
+
+
+def _from_jsonl(path: Path) -> tuple[Recording, str]:
+    recording: Recording = {}
+    digest = hashlib.sha256()
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            digest.update(line.encode())
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                user_id, samples = str(row["user_id"]), row["samples"]
+                texts = [(str(s["text"]), s.get("finish_reason")) for s in samples]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise InputError(
+                    f'{path} line {number}: expected {{"user_id", "samples": [{{"text", "finish_reason"}}, ...]}}'
+                ) from None
+            usage = _shared_usage(row.get("usage"), len(texts))
+            recording[user_id] = {
+                i: Completion(
+                    index=i, text=text, finish_reason=finish, sampler=f"replay:{path.name}", usage=usage[i]
+                )
+                for i, (text, finish) in enumerate(texts)
+            }
+    if not recording:
+        raise InputError(f"{path} holds no recorded answers")
+    return recording, digest.hexdigest()[:12]
+
+
+def _shared_usage(total: Any, n: int) -> list[Usage]:
+    """A record's total usage over its samples: the prompt on the first, completion tokens split evenly."""
+    if not isinstance(total, dict):
+        return [Usage() for _ in range(n)]
+    prompt, completion = int(total.get("prompt_tokens") or 0), int(total.get("completion_tokens") or 0)
+    each, rest = divmod(completion, max(n, 1))
+    return [
+        Usage(prompt_tokens=prompt if i == 0 else 0, completion_tokens=each + (i < rest)) for i in range(n)
+    ]
+
+
+def from_spec(rest: str, options: BackendOptions) -> ReplayBackend:
+    """`replay:PATH` or `replay:PATH#RUN`."""
+    if not rest:
+        raise InputError("replay needs a recording: replay:PATH (a trace store or a JSONL)")
+    path, _, run_id = rest.partition("#")
+    return ReplayBackend(path, run_id or None)

@@ -1,0 +1,75 @@
+"""Tokens and money: how a request's usage is shared among its samples, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cp_agents.errors import InputError
+from cp_agents.schema import Usage
+
+
+class Prices(NamedTuple):
+    """USD per million tokens."""
+
+    prompt: float
+    completion: float
+    cached: float | None = None
+    """Of prompt tokens that come from the endpoint's prefix cache; as `prompt` where None."""
+
+    @classmethod
+    def from_dict(cls, prices: Mapping[str, float]) -> Prices:
+        """Read `{"prompt", "completion", "cached"}`. Raises `InputError` for anything else."""
+        if not {"prompt", "completion"} <= set(prices) <= set(cls._fields):
+            raise InputError(
+                f"prices should name prompt, completion and perhaps cached (USD per million tokens), "
+                f"found {', '.join(sorted(prices)) or 'nothing'}"
+            )
+        for name, value in prices.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise InputError(f"the price {name} should be a number of 0 or more, found {value!r}")
+        return cls(**prices)
+
+    def cost(self, usage: Usage) -> float:
+        """USD of `usage`."""
+        cached = self.prompt if self.cached is None else self.cached
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return (fresh * self.prompt + usage.cached_tokens * cached + usage.completion_tokens * self.completion) / 1e6
+
+
+def share_usage(raw: object, prompt_estimate: int, completion_estimates: Sequence[int]) -> list[Usage]:
+    """The usage of a request, one `Usage` per sample of it (at least one).
+
+    The prompt is counted on the first sample. Endpoints give one total for the completions: it is split evenly
+    and the remainder goes, one token each, to the first samples, so that sums are exact. Where the endpoint
+    gives no usage the estimates stand, flagged as such.
+    """
+    n = len(completion_estimates)
+    if not isinstance(raw, dict) or not (_count(raw, "prompt_tokens") or _count(raw, "completion_tokens")):
+        return [
+            Usage(prompt_tokens=0 if i else prompt_estimate, completion_tokens=tokens, estimated=True)
+            for i, tokens in enumerate(completion_estimates)
+        ]
+    prompt = _count(raw, "prompt_tokens")
+    cached = min(prompt, _count(raw.get("prompt_tokens_details"), "cached_tokens"))
+    completion = _split(_count(raw, "completion_tokens"), n)
+    reasoning = _split(_count(raw.get("completion_tokens_details"), "reasoning_tokens"), n)
+    return [
+        Usage(
+            prompt_tokens=0 if i else prompt,
+            cached_tokens=0 if i else cached,
+            completion_tokens=completion[i],
+            reasoning_tokens=reasoning[i],
+        )
+        for i in range(n)
+    ]
+
+
+def _count(raw: Any, name: str) -> int:
+    value = raw.get(name) if isinstance(raw, dict) else None
+    return int(value) if isinstance(value, int | float) and value > 0 else 0
+
+
+def _split(total: int, n: int) -> list[int]:
+    each, rest = divmod(total, n)
+    return [each + (i < rest) for i in range(n)]

@@ -1,0 +1,81 @@
+"""Fit calibrators on stored runs: label-free, or against gold or reviewed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cp_agents import decide
+from cp_agents.calibration import Calibrator, CalibratorKind
+from cp_agents.errors import InputError, StoreError
+from cp_agents.relabel import fit_on, load_ballots, stored_run
+from cp_agents.schema import NA
+from cp_agents.stores.reviews import reviewed
+from cp_agents.stores.traces import TraceStore
+from cp_agents.voting import METHODS, VoteMethod
+
+KINDS: tuple[CalibratorKind, ...] = ("quintile", "isotonic", "platt")
+
+
+def fit_run(
+    store: TraceStore,
+    run_id: str | None = None,
+    *,
+    vote: VoteMethod | None = None,
+    kind: CalibratorKind = "quintile",
+    gold: Mapping[str, Mapping[str, str]] | None = None,
+) -> Calibrator:
+    """A calibrator fitted on a stored run's votes, kept in the store as well.
+
+    `quintile` needs no labels. `isotonic` and `platt` need the truth: `gold[user_id][attribute]`, or, without
+    it, what people said in reviews of this run. Rows whose truth is NA say nothing about a tag and are left
+    out. Raises `InputError` where no attribute has enough rows.
+    """
+    if kind not in KINDS:
+        raise InputError(f"unknown kind of calibrator {kind!r}: expected one of {', '.join(KINDS)}")
+    if vote is not None and vote not in METHODS:
+        raise InputError(f"unknown vote {vote!r}: expected one of {', '.join(METHODS)}")
+    run, taxonomy, settings = stored_run(store, run_id)
+    if vote is not None:
+        settings = settings.model_copy(update={"vote": vote})
+    records, ballots = load_ballots(store, run, taxonomy, settings.samples)
+    if not records:
+        raise StoreError(f"run {run} holds no samples to calibrate on")
+    tallies = decide.tally(ballots, taxonomy, settings.vote)
+    if kind == "quintile":
+        fitted = fit_on(tallies, taxonomy, settings)
+        if fitted is None:
+            raise InputError(f"run {run} has too few records to calibrate on ({len(records)})")
+    else:
+        truth = (
+            {r[0]: gold.get(r[1], {}) for r in records}
+            if gold is not None
+            else _reviewed_tags(store, records)
+        )
+        scores: dict[str, list[float]] = {name: [] for name in taxonomy.names}
+        right: dict[str, list[bool]] = {name: [] for name in taxonomy.names}
+        for record, tally in zip(records, tallies, strict=True):
+            for name, found in tally.items():
+                known = truth.get(record[0], {}).get(name, NA)
+                if found["voted"] not in (None, NA) and known != NA:
+                    scores[name].append(found["score"])
+                    right[name].append(found["voted"] == known)
+        fitted = Calibrator.fit(
+            {k: np.array(v) for k, v in scores.items()},
+            samples=settings.samples,
+            vote_method=settings.vote,
+            taxonomy=taxonomy,
+            kind=kind,
+            correct={k: np.array(v, dtype=bool) for k, v in right.items()},
+        )
+        if len(fitted.uncalibrated) == len(taxonomy.names):
+            most = max(len(v) for v in scores.values())
+            raise InputError(f"too few labelled rows to fit {kind}: the best attribute has {most}")
+    store.put_calibrator(fitted.id, fitted.kind, fitted.to_json(), run)
+    return fitted
+
+
+def _reviewed_tags(store: TraceStore, records: list[tuple[int, str, str, str]]) -> dict[int, dict[str, str]]:
+    answers = reviewed(store)
+    return {r[0]: {name: a["tag"] for name, a in answers.get(r[0], {}).items()} for r in records}

@@ -1,0 +1,75 @@
+"""`calibrate fit` and `calibrate show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cp_agents.cli import options as o
+
+app = typer.Typer(help="Fit a calibrator on a stored run, or show one.", no_args_is_help=True)
+
+
+@app.command("fit")
+def fit(
+    out: Annotated[Path, typer.Option("--out", help="JSON file to write.", show_default=False)],
+    store: o.Store = o.DEFAULT_STORE,
+    run: o.Run = None,
+    vote: o.Vote = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind", help="quintile (label-free), or isotonic or platt (from gold or reviewed rows)."
+        ),
+    ] = "quintile",
+    gold: Annotated[
+        Path | None, typer.Option("--gold", help="Gold JSONL; without it reviewed rows are used.")
+    ] = None,
+    truth_field: Annotated[str, typer.Option("--truth-field", help="Field of the gold rows.")] = "truth",
+) -> None:
+    """Fit a calibrator on a stored run's votes. Python: `cp_agents.calibrate.fit_run`."""
+    from cp_agents.calibrate import fit_run
+    from cp_agents.evaluation.loading import load_gold
+    from cp_agents.stores.traces import TraceStore
+
+    truth = load_gold(gold, truth_field) if gold is not None else None
+    with TraceStore(store, must_exist=True) as traces:
+        calibrator = fit_run(traces, run, vote=vote, kind=kind, gold=truth)  # type: ignore[arg-type]
+    calibrator.save(out)
+    few = f"; too few records for {', '.join(calibrator.uncalibrated)}" if calibrator.uncalibrated else ""
+    typer.echo(f"calibrator {calibrator.label} written to {out}{few}")
+
+
+@app.command("show")
+def show(
+    calibrator: Annotated[str, typer.Argument(help="A calibrator file, or the id of a stored one.")],
+    store: o.Store = o.DEFAULT_STORE,
+) -> None:
+    """Show a calibrator's curves. Python: `Calibrator.load`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cp_agents.calibration import Calibrator
+    from cp_agents.cli.replaying import find_calibrator
+    from cp_agents.stores.traces import TraceStore
+
+    if Path(calibrator).suffix or Path(calibrator).is_file():
+        found = Calibrator.load(calibrator)
+    else:
+        with TraceStore(store, must_exist=True) as traces:
+            loaded = find_calibrator(traces, calibrator)
+        assert isinstance(loaded, Calibrator)
+        found = loaded
+    table = Table(
+        title=f"{found.label}: {found.vote_method} votes of {found.samples} samples, {found.taxonomy}"
+    )
+    table.add_column("attribute")
+    table.add_column("fitted on", justify="right")
+    table.add_column("curve", overflow="fold")
+    for name, curve in found.attributes.items():
+        body = curve.model_dump(mode="json", exclude={"kind", "n"})
+        text = "  ".join(f"{key} {value}" for key, value in body.items()) or "too few records: uncalibrated"
+        table.add_row(name, str(curve.n), text)
+    Console().print(table)

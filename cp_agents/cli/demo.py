@@ -1,0 +1,43 @@
+"""`demo`: the shipped sample users through the embedded backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Where the store and the report go.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Profile the shipped sample users: no key, no network. Python: `Profiler().profile_many(records)`."""
+    from importlib import resources
+
+    from rich.console import Console
+
+    from cp_agents.cli.tables import profile_table
+    from cp_agents.files import BadLine, read_records, write_jsonl
+    from cp_agents.profiler import Profiler
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with resources.as_file(resources.files("cp_agents") / "samples" / "users.jsonl") as path:
+        records = [line for line in read_records(path) if not isinstance(line, BadLine)]
+    profiler = Profiler(backend="lexicon", store=folder / "traces.db", samples=10, tau=2)
+    profiles, report = profiler.profile_many(records)
+    write_jsonl(folder / "profiles.jsonl", (p.to_json() for p in profiles))
+    console = Console()
+    console.print(profile_table(profiles))
+    recorder = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: SIM115
+    recorder.print(profile_table(profiles, title="cp-agents demo"))
+    recorder.save_html(str(folder / "report.html"))
+    console.print(
+        f"{len(profiles)} users, {report.meter.samples + report.meter.reused} samples, {report.seconds:.1f} s."
+        " Confidence is on the S/M scale: a dozen users are too few to calibrate on.\n"
+        f"store:    {folder / 'traces.db'}\nprofiles: {folder / 'profiles.jsonl'}\nreport:   {folder / 'report.html'}\n"
+        "next:     cp-agents profile YOUR.jsonl --backend openai:MODEL --out profiles.jsonl",
+        highlight=False,
+        soft_wrap=True,
+    )

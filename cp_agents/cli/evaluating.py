@@ -1,0 +1,121 @@
+"""`evaluate`: profiles against gold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cp_agents.cli import options as o
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cp_agents.evaluation.metrics import Evaluation
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Profiles, as written by `profile`.")],
+    gold: Annotated[
+        Path, typer.Option("--gold", help="JSONL with user_id and the truth.", show_default=False)
+    ],
+    truth_field: Annotated[
+        str, typer.Option("--truth-field", help="Field of the gold rows that holds it.")
+    ] = "truth",
+    taxonomy: o.Taxonomy = "profilebench",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers as JSON.")] = None,
+) -> None:
+    """Compare profiles with gold at every tau. Python: `cp_agents.evaluation.metrics.evaluate`."""
+    from rich.console import Console
+
+    from cp_agents.evaluation.loading import load_gold, load_predictions
+    from cp_agents.evaluation.metrics import evaluate as compare
+    from cp_agents.files import whole_file
+    from cp_agents.taxonomy import load_taxonomy
+
+    found = compare(load_predictions(predictions), load_gold(gold, truth_field), load_taxonomy(taxonomy))
+    if json_file is not None:
+        with whole_file(json_file) as file:
+            file.write(found.model_dump_json(indent=1))
+    console = Console(highlight=False)
+    console.print(_attributes(found))
+    console.print(_averages(found))
+    best = found.best_constant_macro_f1
+    ours = found.average[0].macro_f1
+    if best and ours is not None:
+        console.print(
+            f"macro_f1 at tau 1: {ours:.3f}, {ours / best:.2f} times the best constant answers' {best:.3f}"
+        )
+    notes = [f"{found.users} users in gold"]
+    if found.missing:
+        notes.append(f"{found.missing} without a profile, counted as unanswered")
+    if found.not_in_gold:
+        notes.append(f"{found.not_in_gold} profiles of users that gold does not know, ignored")
+    if found.not_evaluated:
+        notes.append(f"attributes that the taxonomy lacks, ignored: {', '.join(found.not_evaluated)}")
+    console.print("; ".join(notes))
+
+
+def _attributes(found: Evaluation) -> Table:
+    from rich.table import Table
+
+    table = Table(title="per attribute and tau", title_justify="left", pad_edge=False)
+    columns = (
+        "attribute",
+        "tau",
+        "answered",
+        "selective_accuracy",
+        "coverage",
+        "true_recall",
+        "macro_f1",
+        "paper_f1",
+    )
+    for name in (*columns, "paper_f1_tp_na", "constant macro_f1"):
+        table.add_column(name, justify="left" if name == "attribute" else "right")
+    for attribute, metrics in found.attributes.items():
+        for i, m in enumerate(metrics.at_tau):
+            constant = metrics.best_constant
+            table.add_row(
+                f"{attribute} ({metrics.n_labelled})" if i == 0 else "",
+                str(m.tau),
+                str(m.answered),
+                *map(
+                    _number,
+                    (
+                        m.selective_accuracy,
+                        m.coverage,
+                        m.true_recall,
+                        m.macro_f1,
+                        m.paper_f1,
+                        m.paper_f1_tp_na,
+                    ),
+                ),
+                _number(constant.macro_f1) if constant is not None and i == 0 else "",
+                end_section=i == len(metrics.at_tau) - 1,
+            )
+    return table
+
+
+def _averages(found: Evaluation) -> Table:
+    from rich.table import Table
+
+    table = Table(title="means over attributes", title_justify="left", pad_edge=False)
+    names = (
+        "selective_accuracy",
+        "coverage",
+        "true_recall",
+        "macro_f1",
+        "paper_f1_mean",
+        "paper_f1_of_means",
+    )
+    names = (*names, "paper_f1_tp_na_mean", "paper_f1_tp_na_of_means")
+    for name in ("tau", *names):
+        table.add_column(name, justify="right")
+    for row in found.average:
+        table.add_row(str(row.tau), *(_number(getattr(row, name)) for name in names))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,53 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_STORE = Path("traces.db")
+
+InFile = Annotated[
+    Path, typer.Argument(metavar="IN", help="JSONL, one user record a line.", show_default=False)
+]
+OutFile = Annotated[
+    Path, typer.Option("--out", help="JSONL to write, one profile a line.", show_default=False)
+]
+Store = Annotated[Path, typer.Option("--store", help="Trace store (SQLite).")]
+Backend = Annotated[str, typer.Option("--backend", help="lexicon, openai:MODEL or replay:PATH.")]
+BaseUrl = Annotated[str | None, typer.Option("--base-url", help="Endpoint of an OpenAI-compatible server.")]
+Taxonomy = Annotated[str, typer.Option("--taxonomy", help="A built-in taxonomy or a YAML file of yours.")]
+Language = Annotated[
+    str, typer.Option("--language", help="Prompt language (en, zh) or a folder of templates.")
+]
+Samples = Annotated[int, typer.Option("--samples", help="M, samples per record.")]
+TokenBudget = Annotated[int, typer.Option("--token-budget", help="Estimated tokens of a record's cues.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Most tokens of one answer.")]
+PricePrompt = Annotated[float | None, typer.Option("--price-prompt", help="USD per million prompt tokens.")]
+PriceCached = Annotated[
+    float | None, typer.Option("--price-cached", help="USD per million cached prompt tokens.")
+]
+PriceCompletion = Annotated[
+    float | None, typer.Option("--price-completion", help="USD per million completion tokens.")
+]
+Run = Annotated[
+    str | None, typer.Option("--run", help="Name of the run in the store; the newest by default.")
+]
+Vote = Annotated[
+    str | None,
+    typer.Option("--vote", help="weighted, majority, mean, softmax or dawid_skene; the run's by default."),
+]
+Tau = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tau", help="Threshold 1..5 for all attributes, or ATTR=N; may be repeated.", show_default=False
+    ),
+]
+
+
+def prices(prompt: float | None, cached: float | None, completion: float | None) -> dict[str, float] | None:
+    """Prices in USD per million tokens, None where none were given."""
+    given = {"prompt": prompt, "cached": cached, "completion": completion}
+    return {name: value for name, value in given.items() if value is not None} or None

@@ -1,0 +1,264 @@
+"""`plan` and `profile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cp_agents.cli import options as o
+from cp_agents.errors import InputError
+
+if TYPE_CHECKING:
+    from cp_agents.files import BadLine
+    from cp_agents.profiler import Profiler
+    from cp_agents.routing import ReviewPolicy
+    from cp_agents.runner import BatchReport
+
+
+def plan(
+    in_file: o.InFile,
+    backend: o.Backend = "lexicon",
+    samples: o.Samples = 10,
+    taxonomy: o.Taxonomy = "profilebench",
+    language: o.Language = "en",
+    token_budget: o.TokenBudget = 3000,
+    max_tokens: o.MaxTokens = 1200,
+    price_prompt: o.PricePrompt = None,
+    price_cached: o.PriceCached = None,
+    price_completion: o.PriceCompletion = None,
+    show: Annotated[int, typer.Option("--show", help="Which record's prompt to show, counted from 1.")] = 1,
+) -> None:
+    """Preview prompts, tokens and cost; no call is made. Python: `cp_agents.plan.plan_run`."""
+    from rich.console import Console
+
+    from cp_agents.files import BadLine, read_records
+    from cp_agents.plan import plan_run
+    from cp_agents.prompts.render import load_prompt
+    from cp_agents.taxonomy import load_taxonomy
+
+    lines = list(read_records(in_file))
+    records = [line for line in lines if not isinstance(line, BadLine)]
+    bad = [line for line in lines if isinstance(line, BadLine)]
+    chosen = load_taxonomy(taxonomy)
+    prompt = load_prompt(chosen, language)
+    if records and not 1 <= show <= len(records):
+        raise InputError(f"--show should be between 1 and {len(records)}, found {show}")
+    found = plan_run(
+        records, prompt, chosen, samples=samples, token_budget=token_budget, max_tokens=max_tokens,
+        prices=o.prices(price_prompt, price_cached, price_completion),
+    )  # fmt: skip
+    console = Console(highlight=False, soft_wrap=True)
+    if records:
+        for message in prompt.messages(found.cues[show - 1].text):
+            console.rule(message.role)
+            console.print(message.content, markup=False)
+        console.rule()
+    console.print(
+        f"{len(records):,} records x {samples} samples on {backend}, prompt {prompt.version} ({language})\n"
+        f"prompt: {found.prompt_tokens:,} tokens a request on average, the same {found.shared_tokens:,} first in each\n"
+        f"in all, with one request a sample: {found.total_prompt:,} prompt and about {found.total_completion:,}"
+        f" completion tokens (at most {found.most_completion:,})\n"
+        f"with one request a record (n honoured): {found.total_prompt_n:,} prompt tokens\n"
+        "token counts are estimates from the text's length; no call was made",
+        markup=False,
+    )
+    if found.dropped:
+        console.print(
+            "left out of the cues: " + ", ".join(f"{k} {v:,}" for k, v in sorted(found.dropped.items()))
+        )
+    if found.cost_usd is not None:
+        console.print(f"cost: about ${found.cost_usd:,.2f} (${found.cost_n_usd:,.2f} where n is honoured)")
+    report_bad_lines(bad)
+
+
+def profile(
+    in_file: o.InFile,
+    out: o.OutFile,
+    backend: o.Backend = "lexicon",
+    store: o.Store = o.DEFAULT_STORE,
+    samples: o.Samples = 10,
+    vote: Annotated[
+        str, typer.Option("--vote", help="weighted, majority, mean, softmax or dawid_skene.")
+    ] = "weighted",
+    tau: o.Tau = None,
+    calibrator: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrator", help="Calibrator file; without it the run is calibrated on its own votes."
+        ),
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Records in flight.")] = 16,
+    fanout: Annotated[
+        str, typer.Option("--fanout", help="node: one request a record; send: a branch a sample.")
+    ] = "node",
+    base_url: o.BaseUrl = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one request.")] = 120.0,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run", help="Name of the run; the same name goes on where it stopped. Made up by default."
+        ),
+    ] = None,
+    taxonomy: o.Taxonomy = "profilebench",
+    language: o.Language = "en",
+    temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p")] = 0.95,
+    max_tokens: o.MaxTokens = 1200,
+    seed: Annotated[int, typer.Option("--seed", help="Sample i is drawn with seed + i.")] = 0,
+    token_budget: o.TokenBudget = 3000,
+    n: Annotated[
+        str, typer.Option("--n", help="Whether the endpoint honours n: probe, yes or no.")
+    ] = "probe",
+    rpm: Annotated[int | None, typer.Option("--rpm", help="Most requests a minute.")] = None,
+    tpm: Annotated[int | None, typer.Option("--tpm", help="Most tokens a minute.")] = None,
+    budget_usd: Annotated[
+        float | None, typer.Option("--budget-usd", help="Stop when this much is spent.")
+    ] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option("--budget-tokens", help="Stop at this many tokens.")
+    ] = None,
+    price_prompt: o.PricePrompt = None,
+    price_cached: o.PriceCached = None,
+    price_completion: o.PriceCompletion = None,
+    review: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--review",
+            help="Send to a person: contradiction, ungrounded, low_confidence=N, split_vote=MARGIN, audit_share=P;"
+            " may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Profile every user of IN; goes on where an earlier attempt stopped. Python: `Profiler.profile_many`."""
+    from cp_agents.files import BadLine, read_records, write_jsonl
+    from cp_agents.profiler import Profiler
+    from cp_agents.runner import profiles_in_order
+
+    lines = list(read_records(in_file))
+    bad = [line for line in lines if isinstance(line, BadLine)]
+    records = [line for line in lines if not isinstance(line, BadLine)]
+    if not records:
+        report_bad_lines(bad)
+        raise InputError(f"{in_file} holds no user records")
+    ids = [str(record["user_id"]) for record in records]
+    if not out.parent.is_dir():
+        raise InputError(f"cannot write {out}: the folder {out.parent} does not exist")
+    profiler = Profiler(
+        backend=backend,
+        store=store,
+        samples=samples,
+        taxonomy=taxonomy,
+        language=language,
+        vote=vote,  # type: ignore[arg-type]  # checked by Profiler, with a sentence
+        calibrator=calibrator,
+        review=parse_review(review or []),
+        run=run,
+        base_url=base_url,
+        timeout=timeout,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        seed=seed,
+        token_budget=token_budget,
+        tau=tau,
+        n=n,
+        requests_per_minute=rpm,
+        tokens_per_minute=tpm,
+        budget_usd=budget_usd,
+        budget_tokens=budget_tokens,
+        prices=o.prices(price_prompt, price_cached, price_completion),
+    )
+    if concurrency < 1:
+        raise InputError(f"--concurrency should be 1 or more, found {concurrency}")
+    report = _run(profiler, records, concurrency=concurrency, fanout=fanout)
+    if report.stopped:
+        typer.echo(
+            f"stopped: {report.done} of {len(records)} records done and kept in {store}; the same command goes on there",
+            err=True,
+        )
+        raise typer.Exit(130)
+    written = write_jsonl(out, (p.to_json() for p in profiles_in_order(profiler.store, profiler.run_id, ids)))
+    from cp_agents.cli.tables import print_summary
+
+    print_summary(report, len(records), written, out, store)
+    for user_id, why in list(report.failed.items())[:5]:
+        typer.echo(f"error: user {user_id!r}: {why}", err=True)
+    report_bad_lines(bad)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def _run(profiler: Profiler, records: list[dict[str, Any]], **options: Any) -> BatchReport:
+    """Run the batch with a progress line; the first Ctrl-C drains, the second one stops at once."""
+    import asyncio
+    import signal
+
+    from cp_agents.cli.tables import progress
+    from cp_agents.runner import Stop, run_batch
+
+    stop = Stop()
+
+    async def go() -> BatchReport:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+
+        def interrupted() -> None:
+            if stop.requested:
+                task.cancel()
+            else:
+                typer.echo(
+                    "\nstopping: waiting for the records in flight (Ctrl-C again to drop them)", err=True
+                )
+                stop()
+
+        try:
+            loop.add_signal_handler(signal.SIGINT, interrupted)
+        except (
+            NotImplementedError
+        ):  # Windows: Ctrl-C then stops at once, and what has landed is kept all the same
+            pass
+        with progress(len(records)) as on_record:
+            try:
+                return await run_batch(
+                    profiler.context, records, calibrator=profiler.calibrator or "fit", stop=stop,
+                    on_record=on_record, **options,
+                )  # fmt: skip
+            finally:
+                await profiler.backend.aclose()
+
+    try:
+        return asyncio.run(go())
+    except asyncio.CancelledError:
+        raise typer.Exit(130) from None
+
+
+def report_bad_lines(bad: list[BadLine]) -> None:
+    """One sentence a line on stderr, then exit code 2; nothing where there are none."""
+    for line in bad[:20]:
+        typer.echo(f"error: {line.message}", err=True)
+    if len(bad) > 20:
+        typer.echo(f"error: and {len(bad) - 20} more lines", err=True)
+    if bad:
+        raise typer.Exit(2)
+
+
+def parse_review(words: list[str]) -> ReviewPolicy:
+    """`--review` words as a policy. Raises `InputError` for a rule that is not there or a value out of range."""
+    from pydantic import ValidationError
+
+    from cp_agents.routing import ReviewPolicy
+
+    rules: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        rules[name] = value or True
+    try:
+        return ReviewPolicy.model_validate(rules)
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(ReviewPolicy.model_fields)
+        raise InputError(f"--review {first['loc'][0]}: {first['msg'].lower()} (rules: {known})") from None

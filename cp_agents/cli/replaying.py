@@ -1,0 +1,58 @@
+"""`replay`: decide a stored run again, without a model call."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cp_agents.cli import options as o
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from cp_agents.calibration import Calibrator
+    from cp_agents.stores.traces import TraceStore
+
+
+def replay(
+    out: o.OutFile,
+    store: o.Store = o.DEFAULT_STORE,
+    run: o.Run = None,
+    vote: o.Vote = None,
+    tau: o.Tau = None,
+    calibrator: Annotated[
+        str, typer.Option("--calibrator", help="A calibrator file, a stored calibrator's id, fit or none.")
+    ] = "fit",
+) -> None:
+    """Vote, calibrate and abstain again over a stored run; no model call. Python: `cp_agents.replay`."""
+    from cp_agents import relabel
+    from cp_agents.files import write_jsonl
+    from cp_agents.stores.traces import TraceStore
+
+    started = time.monotonic()
+    with TraceStore(store, must_exist=True) as traces:
+        run_id = traces.run(run)["run_id"]
+        profiles = relabel.replay(
+            traces, run_id, vote=vote, tau=tau, calibrator=find_calibrator(traces, calibrator)  # type: ignore[arg-type]
+        )  # fmt: skip
+        count = write_jsonl(out, (p.to_json() for p in profiles))
+    typer.echo(
+        f"{count} records of run {run_id} decided again in {time.monotonic() - started:.2f} s, written to {out}"
+    )
+
+
+def find_calibrator(store: TraceStore, name: str) -> Calibrator | Literal["fit"] | None:
+    """`fit`, `none`, a file, or the id of a calibrator in the store."""
+    from pathlib import Path
+
+    from cp_agents.calibration import Calibrator
+
+    if name == "fit":
+        return "fit"
+    if name == "none":
+        return None
+    if Path(name).suffix or Path(name).is_file():
+        return Calibrator.load(name)
+    return Calibrator.from_json(store.calibrator(name.rpartition(":")[2]), f"calibrator {name}")

@@ -1,0 +1,68 @@
+"""`stats` and `forget`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cp_agents.cli import options as o
+
+
+def stats(store: o.Store = o.DEFAULT_STORE) -> None:
+    """Runs, samples, errors, tokens, cost and sizes of a store. Python: `cp_agents.stores.stats`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cp_agents.stores.stats import run_stats, table_sizes
+    from cp_agents.stores.traces import TraceStore
+
+    console = Console()
+    with TraceStore(store, must_exist=True) as traces:
+        runs = run_stats(traces)
+        sizes = table_sizes(traces)
+    columns = list(runs[0]) if runs else []
+    table = Table(title=f"runs in {store}", pad_edge=False)
+    for name in columns:
+        table.add_column(
+            name.replace("_", " "), justify="left" if name in {"run", "backend", "outcomes"} else "right"
+        )
+    for run in runs:
+        table.add_row(*("" if value is None else str(value) for value in run.values()))
+    console.print(table)
+    small = Table(pad_edge=False)
+    for name in ("table", "rows", "KB"):
+        small.add_column(name, justify="left" if name == "table" else "right")
+    for size in sizes:
+        small.add_row(size.table, f"{size.rows:,}", f"{size.bytes / 1024:,.1f}")
+    console.print(small)
+
+
+def forget(
+    user: Annotated[str, typer.Argument(metavar="USER", help="The user_id to erase.")],
+    store: o.Store = o.DEFAULT_STORE,
+    export: Annotated[
+        list[Path] | None,
+        typer.Option("--export", help="JSONL to rewrite without the user; may be repeated."),
+    ] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option("--checkpoints", help="A LangGraph SQLite checkpointer's file.")
+    ] = None,
+) -> None:
+    """Erase a user from the store, exports and checkpoints. Python: `cp_agents.forget`."""
+    from cp_agents.stores.forget import forget as forget_user
+    from cp_agents.stores.traces import TraceStore
+
+    with TraceStore(store, must_exist=True) as traces:
+        gone = forget_user(traces, user, exports=export or [], checkpoints=checkpoints)
+    typer.echo(
+        f"forgot {user}: {gone.records} records, {gone.samples} samples, {gone.export_lines} export lines"
+        + (f", {len(gone.threads)} threads" if checkpoints else "")
+    )
+    if gone.threads and checkpoints is None:
+        typer.echo(
+            f"note: the user was also profiled on LangGraph threads {', '.join(gone.threads)};"
+            " name the checkpointer's file with --checkpoints to erase those",
+            err=True,
+        )

@@ -1,0 +1,119 @@
+"""What the command line shows: progress, summary and profile tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cp_agents.schema import NA, AttributeProfile, Profile
+
+if TYPE_CHECKING:
+    from cp_agents.runner import BatchReport
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[BatchReport], None]]:
+    """A live line on stderr: records a second, tokens, cost, errors by type, time left."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("profiling"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=total, note="")
+
+        def update(report: BatchReport) -> None:
+            bar.update(task, completed=report.done + len(report.failed), note=_note(report))
+
+        yield update
+
+
+def _note(report: BatchReport) -> str:
+    meter = report.meter
+    rate = (report.done - report.resumed) / report.seconds if report.seconds else 0.0
+    parts = [f"{rate:.1f}/s"]
+    if tokens := meter.prompt_tokens + meter.completion_tokens:
+        parts.append(f"{tokens:,} tokens")
+    if meter.cost_usd:
+        parts.append(f"${meter.cost_usd:.4f}")
+    if meter.errors:
+        parts.append(_counts(meter.errors))
+    return "  ".join(parts)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()) if count)
+
+
+def print_summary(report: BatchReport, total: int, written: int, out: Path, store: Path) -> None:
+    """What the run did, on stdout."""
+    meter = report.meter
+    console = Console(highlight=False, soft_wrap=True)
+    say = console.print
+    fresh = report.done - report.resumed
+    speed = f", {fresh / report.seconds:.1f} records/s" if fresh and report.seconds else ""
+    resumed = f", {report.resumed} of them from before" if report.resumed else ""
+    say(f"{report.done} of {total} records profiled{resumed} in {report.seconds:.1f} s{speed}")
+    if report.failed:
+        say(f"records that failed: {len(report.failed)}")
+    reused = f" ({meter.reused:,} more reused from the store)" if meter.reused else ""
+    say(f"samples: {meter.samples:,}{reused}: {_counts(meter.outcomes) or 'none drawn'}")
+    if meter.errors:
+        say(f"failed samples by type: {_counts(meter.errors)}")
+    if meter.prompt_tokens or meter.completion_tokens:
+        about = "about " if meter.estimated else ""
+        cached = f" ({meter.cached_tokens:,} cached)" if meter.cached_tokens else ""
+        say(f"tokens: {about}{meter.prompt_tokens:,} prompt{cached}, {meter.completion_tokens:,} completion")
+    if meter.cost_usd:
+        say(f"cost: ${meter.cost_usd:,.4f}")
+    say(f"attributes: {_counts(report.statuses)}")
+    say(f"calibrator: {report.calibrator.label if report.calibrator else 'uncalibrated (too few records)'}")
+    say(
+        f"wrote {written} profiles to {escape(str(out))}; every sample is in {escape(str(store))}, run {report.run_id}"
+    )
+
+
+def profile_table(profiles: Iterable[Profile], title: str | None = None) -> Table:
+    """One row an attribute: user, tag, confidence, evidence."""
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for name in ("user", "attribute", "tag"):
+        table.add_column(name, no_wrap=name == "user")
+    table.add_column("conf.", justify="right")
+    table.add_column("evidence", overflow="fold", ratio=1)
+    for profile in profiles:
+        for i, name in enumerate(profile):
+            value = profile[name]
+            last = i == len(profile) - 1
+            table.add_row(
+                escape(profile.user_id) if i == 0 else "",
+                name,
+                _tag(value),
+                "" if value.tag == NA else f"{value.confidence}/5",
+                _evidence(value),
+                end_section=last,
+            )
+    return table
+
+
+def _tag(value: AttributeProfile) -> str:
+    if value.tag != NA:
+        return f"[bold]{escape(value.tag)}[/bold]"
+    return f"[dim]{NA} (would say {escape(value.voted)})[/dim]" if value.voted != NA else f"[dim]{NA}[/dim]"
+
+
+def _evidence(value: AttributeProfile) -> str:
+    if value.tag == NA:
+        return f"[dim]{escape(', '.join(value.reasons))}[/dim]"
+    return escape("; ".join(f"{e.text} [{e.source or 'not in the record'}]" for e in value.evidence[:3]))

@@ -1,0 +1,1 @@
+"""Evaluation: metrics that keep apart what the paper mixes."""

@@ -1,0 +1,265 @@
+"""The profiling graph: one record's way through, as in figure 2 of the paper.
+
+    assemble_cues -> M x sample -> vote -> calibrate -> abstain -> (review) -> finalize
+
+State is plain JSON and small: cue block, samples and raw answers live in the trace store, and the state holds
+the record's id there. Backend, store, taxonomy, prompt, calibrator and settings come through
+`context_schema`, so one compiled graph serves teacher and student; a context given to `build_graph` is the
+default, for graphs embedded in a parent that has a context of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypedDict
+
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.errors import NodeError
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import get_runtime
+from langgraph.types import Checkpointer, RetryPolicy, Send, interrupt
+
+from cp_agents import decide, sampling
+from cp_agents.backends.base import Backend
+from cp_agents.background import run_sync
+from cp_agents.calibration import UNCALIBRATED, Calibrator
+from cp_agents.cues import assemble_cues
+from cp_agents.decide import Tally
+from cp_agents.errors import BackendError, ErrorType, InputError
+from cp_agents.meter import Meter
+from cp_agents.prompts.render import Prompt
+from cp_agents.review import question, response_schema
+from cp_agents.schema import AttributeProfile, Profile, Status, UserRecord
+from cp_agents.settings import ProfileSettings
+from cp_agents.stores.reviews import answer_reviews, apply_reviews, queue_reviews, reviewed
+from cp_agents.stores.traces import TraceStore
+from cp_agents.taxonomy import Taxonomy
+
+Fanout = Literal["send", "node"]
+
+_CHECKPOINTER = "__pregel_checkpointer"  # LangGraph's own key; set for subgraphs that inherit one, too
+
+
+@dataclass(frozen=True)
+class ProfilingContext:
+    """What a run brings to the graph. Never written to a checkpoint."""
+
+    backend: Backend
+    store: TraceStore
+    taxonomy: Taxonomy
+    prompt: Prompt
+    run_id: str
+    settings: ProfileSettings = ProfileSettings()
+    calibrator: Calibrator | None = None
+    meter: Meter = field(default_factory=Meter)
+
+
+class ProfileInput(TypedDict):
+    """What the graph takes: a user record as it came in."""
+
+    record: dict[str, Any]
+
+
+class ProfileOutput(TypedDict):
+    """What the graph gives: one line of OUT.jsonl."""
+
+    profile: dict[str, Any]
+
+
+def _collect(left: list[int] | None, right: list[int] | None) -> list[int]:
+    """Indices as they land; None starts anew, for a thread that profiles again."""
+    return [] if right is None else sorted({*(left or []), *right})
+
+
+class ProfileState(TypedDict, total=False):
+    """The graph's channels."""
+
+    record: dict[str, Any]
+    record_id: int
+    drawn: Annotated[list[int], _collect]
+    tallies: dict[str, Tally]
+    attributes: dict[str, dict[str, Any]]
+    calibrator: str
+    profile: dict[str, Any]
+
+
+class SampleBranch(TypedDict):
+    """What one `Send` carries. The index is in it so that LangGraph's cache and resume tell branches apart."""
+
+    record_id: int
+    sample_index: int
+
+
+def build_graph(
+    context: ProfilingContext | None = None, *, fanout: Fanout = "send"
+) -> StateGraph[ProfileState, ProfilingContext, ProfileInput, ProfileOutput]:
+    """The graph, not yet compiled.
+
+    `fanout="send"`: a visible branch per sample, with retry, error handler and resume of its own.
+    `fanout="node"`: one node gathers all samples, one request where the backend can; for batches.
+    Raises `InputError` for another fanout.
+    """
+    if fanout not in ("send", "node"):
+        raise InputError(f"unknown fanout {fanout!r}: expected send or node")
+
+    def current() -> ProfilingContext:
+        given = get_runtime().context
+        if isinstance(given, ProfilingContext):
+            return given
+        if context is None:
+            raise InputError(
+                "the profiling graph has no context: give one to build_graph or to invoke(context=...)"
+            )
+        return context
+
+    def assemble(state: ProfileState, config: RunnableConfig) -> dict[str, Any]:
+        ctx = current()
+        record = UserRecord.from_dict(state["record"])
+        cues = assemble_cues(record, token_budget=ctx.settings.token_budget)
+        thread = config["configurable"].get("thread_id")
+        record_id = ctx.store.put_record(
+            ctx.run_id, record.user_id, cues, None if thread is None else str(thread)
+        )
+        return {"record_id": record_id, "drawn": None}
+
+    async def sample(state: ProfileState) -> dict[str, Any]:
+        ctx = current()
+        write = get_runtime().stream_writer
+        drawn = []
+        async for landed in sampling.draw(ctx, state["record_id"], range(ctx.settings.samples)):
+            write({"sample": landed.index, "outcome": landed.outcome.value})
+            drawn.append(landed.index)
+        return {"drawn": drawn}
+
+    async def sample_one(state: SampleBranch) -> dict[str, Any]:
+        ctx = current()
+        index = state["sample_index"]
+        async for landed in sampling.draw(ctx, state["record_id"], [index], raise_retryable=True):
+            get_runtime().stream_writer({"sample": index, "outcome": landed.outcome.value})
+        return {"drawn": [index]}
+
+    def sample_failed(state: SampleBranch, error: NodeError) -> dict[str, Any]:
+        """After the last retry: a typed row in place of the sample, and the other samples go on."""
+        raised = error.error
+        if isinstance(raised, BackendError) and raised.error_type.is_fatal:
+            raise raised
+        kind = raised.error_type if isinstance(raised, BackendError) else ErrorType.INTERNAL
+        sampling.store_failure(current(), state["record_id"], state["sample_index"], kind, str(raised))
+        return {"drawn": [state["sample_index"]]}
+
+    def branches(state: ProfileState) -> list[Send]:
+        record_id = state["record_id"]
+        return [
+            Send("sample", SampleBranch(record_id=record_id, sample_index=i))
+            for i in range(current().settings.samples)
+        ]
+
+    def vote(state: ProfileState) -> dict[str, Any]:
+        """Equations 3-5 over the surviving samples."""
+        ctx = current()
+        rows = ctx.store.predictions(state["record_id"])
+        ballots = decide.ballots_of(rows, ctx.taxonomy, ctx.settings.samples)
+        return {"tallies": decide.tally(ballots, ctx.taxonomy, ctx.settings.vote)[0]}
+
+    def calibrate(state: ProfileState) -> dict[str, Any]:
+        ctx = current()
+        [tallies] = decide.calibrate([state["tallies"]], ctx.calibrator, ctx.settings.samples)
+        return {
+            "tallies": tallies,
+            "calibrator": ctx.calibrator.label if ctx.calibrator else UNCALIBRATED,
+        }
+
+    def abstain(state: ProfileState) -> dict[str, Any]:
+        ctx = current()
+        user_id, cues, reported = ctx.store.record(state["record_id"])
+        attributes = decide.abstain(user_id, cues, reported, state["tallies"], ctx.taxonomy, ctx.settings)
+        return {"attributes": {name: value.model_dump(mode="json") for name, value in attributes.items()}}
+
+    def profile_of(state: ProfileState, ctx: ProfilingContext, user_id: str) -> Profile:
+        profile = Profile(
+            user_id=user_id,
+            attributes={name: AttributeProfile(**value) for name, value in state["attributes"].items()},
+            calibrator=state["calibrator"],
+            run_id=ctx.run_id,
+        )
+        return apply_reviews(profile, reviewed(ctx.store, [state["record_id"]]).get(state["record_id"], {}))
+
+    def needs_review(state: ProfileState) -> Literal["review", "finalize"]:
+        waiting = any(value["status"] == Status.NEEDS_REVIEW for value in state["attributes"].values())
+        return "review" if waiting else "finalize"
+
+    def review(state: ProfileState, config: RunnableConfig) -> dict[str, Any]:
+        """One question for the whole record; without a checkpointer nobody could answer it, so it is queued."""
+        ctx = current()
+        record_id = state["record_id"]
+        user_id, cues, _ = ctx.store.record(record_id)
+        profile = profile_of(state, ctx, user_id)
+        wanted = {name: v for name, v in profile.attributes.items() if v.status is Status.NEEDS_REVIEW}
+        if not wanted:
+            return {}
+        # Queueing twice is harmless, and LangGraph runs this node again from the top when it is answered.
+        queue_reviews(ctx.store, record_id, wanted)
+        if config["configurable"].get(_CHECKPOINTER) is None:
+            return {}
+        schema = response_schema(ctx.taxonomy, {name: value.voted for name, value in wanted.items()})
+        response = interrupt(question(user_id, ctx.run_id, wanted, cues), response_schema=schema)
+        answers = {name: (answer.tag, answer.note) for name, answer in response.answers.items()}
+        answer_reviews(ctx.store, record_id, answers, response.reviewer)
+        return {}
+
+    def finalize(state: ProfileState) -> dict[str, Any]:
+        ctx = current()
+        user_id, _, _ = ctx.store.record(state["record_id"])
+        profile = profile_of(state, ctx, user_id)
+        ctx.store.put_profile(
+            state["record_id"], decide.vote_rows(state["tallies"], ctx.settings.vote), profile
+        )
+        return {"profile": profile.to_json()}
+
+    graph = StateGraph(
+        ProfileState, context_schema=ProfilingContext, input_schema=ProfileInput, output_schema=ProfileOutput
+    )
+    graph.add_node("assemble_cues", assemble)
+    if fanout == "send":
+        graph.add_node(
+            "sample",
+            _sync_and_async(sample_one),
+            input_schema=SampleBranch,
+            retry_policy=RetryPolicy(max_attempts=3, retry_on=_worth_retrying),
+            error_handler=sample_failed,
+        )
+        graph.add_conditional_edges("assemble_cues", branches, ["sample"])
+    else:
+        graph.add_node("sample", _sync_and_async(sample))
+        graph.add_edge("assemble_cues", "sample")
+    graph.add_node("vote", vote)
+    graph.add_node("calibrate", calibrate)
+    graph.add_node("abstain", abstain)
+    graph.add_node("review", review)
+    graph.add_node("finalize", finalize)
+    graph.add_edge(START, "assemble_cues")
+    graph.add_edge("sample", "vote")
+    graph.add_edge("vote", "calibrate")
+    graph.add_edge("calibrate", "abstain")
+    graph.add_conditional_edges("abstain", needs_review)
+    graph.add_edge("review", "finalize")
+    graph.add_edge("finalize", END)
+    return graph
+
+
+def compile_graph(
+    context: ProfilingContext | None = None, *, fanout: Fanout = "send", checkpointer: Checkpointer = None
+) -> CompiledStateGraph[ProfileState, ProfilingContext, ProfileInput, ProfileOutput]:
+    """`build_graph`, compiled. Without a checkpointer it inherits its parent's when it is embedded."""
+    return build_graph(context, fanout=fanout).compile(checkpointer=checkpointer, name="profile_user")
+
+
+def _worth_retrying(error: Exception) -> bool:
+    return isinstance(error, BackendError) and error.is_retryable
+
+
+def _sync_and_async(node: Callable[[Any], Awaitable[dict[str, Any]]]) -> RunnableLambda[Any, dict[str, Any]]:
+    """One node for `invoke` and `ainvoke`: without a running loop, the coroutine runs on the background loop."""
+    return RunnableLambda(lambda state: run_sync(node(state)), afunc=node, name=node.__name__)

@@ -1,0 +1,72 @@
+"""What a run would send and cost, without sending anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from cp_agents.cues import AssembledCues, assemble_cues, estimate_tokens
+from cp_agents.prompts.render import Prompt
+from cp_agents.schema import UserRecord
+from cp_agents.taxonomy import Taxonomy
+
+_TOKENS_PER_ATTRIBUTE = 40  # one element of the wire format with a short quotation
+
+
+class Plan(NamedTuple):
+    """Estimates for a run. All token counts come from the text's length, not from a tokenizer."""
+
+    cues: list[AssembledCues]
+    prompt_tokens: int
+    """Of one request, on average."""
+    shared_tokens: int
+    """Of one request, those that are equal for all users and come first."""
+    total_prompt: int
+    """With one request a sample."""
+    total_prompt_n: int
+    """With one request a record."""
+    total_completion: int
+    most_completion: int
+    dropped: dict[str, int]
+    """What cue assembly left out, over all records."""
+    cost_usd: float | None
+    cost_n_usd: float | None
+
+
+def plan_run(
+    records: Iterable[Mapping[str, Any]],
+    prompt: Prompt,
+    taxonomy: Taxonomy,
+    *,
+    samples: int,
+    token_budget: int,
+    max_tokens: int,
+    prices: Mapping[str, float] | None = None,
+) -> Plan:
+    """Assemble every record and add up. `prices` are USD per million prompt and completion tokens."""
+    cues = [assemble_cues(UserRecord.from_dict(dict(r)), token_budget=token_budget) for r in records]
+    shared = sum(estimate_tokens(m.content) for m in prompt.messages("")) if cues else 0
+    per_record = shared * len(cues) + sum(c.tokens for c in cues)
+    completion = samples * len(cues) * min(max_tokens, _TOKENS_PER_ATTRIBUTE * len(taxonomy.names))
+    dropped: Counter[str] = Counter()
+    for c in cues:
+        dropped.update(c.dropped)
+
+    def cost(prompt_tokens: int) -> float | None:
+        if prices is None:
+            return None
+        return (prompt_tokens * prices.get("prompt", 0) + completion * prices.get("completion", 0)) / 1e6
+
+    return Plan(
+        cues=cues,
+        prompt_tokens=round(per_record / len(cues)) if cues else 0,
+        shared_tokens=shared,
+        total_prompt=per_record * samples,
+        total_prompt_n=per_record,
+        total_completion=completion,
+        most_completion=samples * len(cues) * max_tokens,
+        dropped=dict(dropped),
+        cost_usd=cost(per_record * samples),
+        cost_n_usd=cost(per_record),
+    )

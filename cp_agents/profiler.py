@@ -1,0 +1,207 @@
+"""`Profiler`: everything in a few lines, for those who do not want to wire the graph themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cp_agents.abstention import parse_tau
+from cp_agents.backends.base import Backend
+from cp_agents.backends.registry import BackendOptions, resolve_backend
+from cp_agents.background import run_sync
+from cp_agents.calibration import Calibrator
+from cp_agents.errors import InputError
+from cp_agents.graph import Fanout, ProfilingContext, compile_graph
+from cp_agents.meter import Meter
+from cp_agents.prompts.render import load_prompt
+from cp_agents.routing import ReviewPolicy
+from cp_agents.runner import BatchReport, profiles_in_order, run_batch
+from cp_agents.schema import Profile, UserRecord
+from cp_agents.settings import ProfileSettings
+from cp_agents.stores.traces import TraceStore
+from cp_agents.taxonomy import Taxonomy, load_taxonomy
+from cp_agents.voting import METHODS, VoteMethod
+
+if TYPE_CHECKING:
+    from langgraph.graph.state import CompiledStateGraph
+    from langgraph.types import Checkpointer
+
+
+class Profiler:
+    """Profiles users with one backend, one store and one taxonomy.
+
+        profiler = Profiler(backend="openai:MODEL", store="traces.db", samples=10)
+        profile = profiler.profile({"user_id": "u1", "watched": ["..."], "self_reported": {}})
+        profile["gender"].tag, profile["gender"].confidence, profile["gender"].evidence
+
+    `backend` is a spec such as "lexicon", "openai:MODEL" or "replay:PATH", or a backend object. `tau` is one
+    number, `{attribute: number}` or words as on the command line, `["3", "age=4"]`. Raises `InputError` for settings that cannot be.
+    """
+
+    def __init__(
+        self,
+        backend: str | Backend = "lexicon",
+        store: str | Path | TraceStore = ":memory:",
+        *,
+        samples: int = 10,
+        taxonomy: str | Path | Taxonomy = "profilebench",
+        language: str = "en",
+        vote: VoteMethod = "weighted",
+        tau: float | Mapping[str, float] | Sequence[str] | None = None,
+        calibrator: str | Path | Calibrator | None = None,
+        review: ReviewPolicy | None = None,
+        run: str | None = None,
+        base_url: str | None = None,
+        timeout: float = 120.0,
+        fanout: Fanout = "send",
+        checkpointer: Checkpointer = None,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        max_tokens: int = 1200,
+        seed: int = 0,
+        token_budget: int = 3000,
+        evidence_cap: int | None = 2,
+        min_survivors: int = 3,
+        **backend_options: Any,
+    ) -> None:
+        self.taxonomy = taxonomy if isinstance(taxonomy, Taxonomy) else load_taxonomy(taxonomy)
+        if vote not in METHODS:
+            raise InputError(f"unknown vote {vote!r}: expected one of {', '.join(METHODS)}")
+        self.settings = ProfileSettings(
+            samples=_in_range("samples", samples, 1, 1000),
+            vote=vote,
+            tau=parse_tau(_tau_words(tau), self.taxonomy),
+            review=review or ReviewPolicy(),
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            seed=seed,
+            token_budget=token_budget,
+            evidence_cap=evidence_cap,
+            min_survivors=min_survivors,
+        )
+        options = BackendOptions(
+            taxonomy=self.taxonomy, base_url=base_url, timeout_s=timeout, **backend_options
+        )
+        self.backend = resolve_backend(backend, options)
+        self.prompt = load_prompt(self.taxonomy, language)
+        self.calibrator = (
+            calibrator
+            if isinstance(calibrator, Calibrator) or calibrator is None
+            else Calibrator.load(calibrator)
+        )
+        if self.calibrator is not None:
+            self.calibrator.check(self.taxonomy, vote)
+        self.store = store if isinstance(store, TraceStore) else TraceStore(store)
+        self._fanout: Fanout = fanout
+        self._checkpointer = checkpointer
+        spec = backend if isinstance(backend, str) else self.backend.identity.sampler
+        self.run_id = self._open_run(run, spec)
+
+    def _open_run(self, name: str | None, spec: str) -> str:
+        identity = self.backend.identity
+        fingerprint = self.settings.fingerprint(identity, self.prompt.version, self.taxonomy.hash)
+        columns = {
+            "backend": spec,
+            "endpoint": identity.endpoint,
+            "model": identity.model,
+            "revision": identity.revision,
+            "taxonomy": self.taxonomy.model_dump_json(exclude_defaults=True),
+            "taxonomy_hash": self.taxonomy.hash,
+            "prompt_version": self.prompt.version,
+            "samples": self.settings.samples,
+            "settings": json.dumps(self.settings.model_dump(mode="json")),
+        }
+        return self.store.open_run(name or f"{identity.kind}-{fingerprint[:6]}", fingerprint, columns)
+
+    @cached_property
+    def context(self) -> ProfilingContext:
+        """What the graph is run with; hand it to `graph.invoke(..., context=...)` to use another one."""
+        return ProfilingContext(
+            backend=self.backend,
+            store=self.store,
+            taxonomy=self.taxonomy,
+            prompt=self.prompt,
+            run_id=self.run_id,
+            settings=self.settings,
+            calibrator=self.calibrator,
+            meter=Meter(),
+        )
+
+    @cached_property
+    def graph(self) -> CompiledStateGraph[Any, Any, Any, Any]:
+        """The compiled LangGraph graph, to embed: takes `{"record": {...}}`, gives `{"profile": {...}}`."""
+        return compile_graph(self.context, fanout=self._fanout, checkpointer=self._checkpointer)
+
+    async def aprofile(self, record: Mapping[str, Any]) -> Profile:
+        """Profile one user. Raises `InputError` for a record that cannot be read.
+
+        With a checkpointer, a record that needs review still ends here: its attributes come back as
+        `needs_review` and wait in the store. To answer an interrupt, run `graph` yourself.
+        """
+        user = UserRecord.from_dict(dict(record))
+        graph = compile_graph(self.context, fanout=self._fanout)
+        result = await graph.ainvoke({"record": dict(record)}, context=self.context)
+        return Profile(
+            user_id=user.user_id,
+            attributes=result["profile"]["profile"],
+            calibrator=result["profile"]["calibrator"],
+            run_id=self.run_id,
+        )
+
+    def profile(self, record: Mapping[str, Any]) -> Profile:
+        """`aprofile` for callers without an event loop."""
+        return run_sync(self.aprofile(record))
+
+    async def aprofile_many(
+        self,
+        records: Iterable[Mapping[str, Any]],
+        *,
+        concurrency: int = 16,
+        calibrate: Literal["fit"] | None = "fit",
+        **options: Any,
+    ) -> tuple[list[Profile], BatchReport]:
+        """Profile many users; their profiles in order, and what the run did.
+
+        The run's own votes calibrate it at the end unless the profiler was given a calibrator, or `calibrate`
+        is None. Records that fail are in `report.failed` and have no profile.
+        """
+        records = list(records)
+        report = await run_batch(
+            self.context,
+            records,
+            concurrency=concurrency,
+            calibrator=self.calibrator or calibrate,
+            **options,
+        )
+        ids = [str(record.get("user_id")) for record in records]
+        return list(profiles_in_order(self.store, self.run_id, ids)), report
+
+    def profile_many(
+        self, records: Iterable[Mapping[str, Any]], **options: Any
+    ) -> tuple[list[Profile], BatchReport]:
+        """`aprofile_many` for callers without an event loop."""
+        return run_sync(self.aprofile_many(records, **options))
+
+    async def aclose(self) -> None:
+        """Free the backend's connections and close the store."""
+        await self.backend.aclose()
+        self.store.close()
+
+
+def _tau_words(tau: float | Mapping[str, float] | Sequence[str] | None) -> list[str]:
+    """The command line's spelling, so that both are checked by one rule."""
+    if tau is None:
+        return []
+    if isinstance(tau, Mapping):
+        return [f"{name}={value}" for name, value in tau.items()]
+    return [str(tau)] if isinstance(tau, int | float | str) else list(tau)
+
+
+def _in_range(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise InputError(f"{name} should be between {low} and {high}, found {value}")
+    return value

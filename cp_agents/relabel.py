@@ -1,0 +1,148 @@
+"""Decide a stored run again: other votes, calibrators and thresholds, without a model call.
+
+A batch run ends with this, because the five equal-frequency intervals of calibration are a property of the
+whole data set; `cp-agents replay` is this and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from cp_agents import decide
+from cp_agents.abstention import parse_tau
+from cp_agents.calibration import UNCALIBRATED, Calibrator
+from cp_agents.decide import Tally
+from cp_agents.errors import InputError
+from cp_agents.schema import Profile
+from cp_agents.settings import ProfileSettings
+from cp_agents.stores.reviews import apply_reviews, reviewed
+from cp_agents.stores.traces import TraceStore
+from cp_agents.taxonomy import Taxonomy
+from cp_agents.voting import METHODS, VoteMethod
+
+
+class Decided(NamedTuple):
+    """One record, decided again."""
+
+    record_id: int
+    tallies: dict[str, Tally]
+    profile: Profile
+
+
+def load_ballots(
+    store: TraceStore, run_id: str, taxonomy: Taxonomy, samples: int
+) -> tuple[list[tuple[int, str, str, str]], decide.Ballots]:
+    """A run's records `(record_id, user_id, cues, self_reported JSON)` and all its ballots [R, M]."""
+    records = store.rows(
+        "select record_id, user_id, cues, self_reported from records r where run_id = ?"
+        " and exists (select 1 from samples s where s.record_id = r.record_id) order by record_id",
+        (run_id,),
+    )
+    row_of = {record[0]: row for row, record in enumerate(records)}
+    ballots = decide.empty_ballots(taxonomy, len(records), samples)
+    known: dict[str, int] = {}
+    for k, attribute in enumerate(taxonomy.attributes):
+        found = store.rows(
+            "select s.record_id, s.sample_index, s.sampler, p.tag, p.confidence, p.evidence"
+            " from records r join samples s using (record_id) join predictions p using (sample_id)"
+            " where r.run_id = ? and p.attribute = ? and p.outcome = 'ok' and s.sample_index < ?",
+            (run_id, attribute.name, samples),
+        )
+        if not found:
+            continue
+        ids, indices, samplers, tags, confidence, evidence = zip(*found, strict=True)
+        at = [row_of[i] for i in ids]
+        ballots.tags[k, at, indices] = [attribute.codes[tag] for tag in tags]
+        ballots.confidence[k, at, indices] = confidence
+        ballots.samplers[at, indices] = [known.setdefault(name, len(known)) for name in samplers]
+        ballots.evidence.update(
+            ((k, row, index), text)
+            for row, index, text in zip(at, indices, evidence, strict=True)
+            if text is not None
+        )
+    return records, ballots
+
+
+def relabel(
+    store: TraceStore,
+    run_id: str,
+    taxonomy: Taxonomy,
+    settings: ProfileSettings,
+    calibrator: Calibrator | Literal["fit"] | None = "fit",
+) -> tuple[Iterator[Decided], Calibrator | None]:
+    """Vote, calibrate and abstain over a stored run; the records as they are decided, and the calibrator used.
+
+    `calibrator="fit"` fits the label-free quintiles on this run's own votes (too few records leave it
+    uncalibrated, see `Calibrator.fit`). Nothing is written.
+    """
+    records, ballots = load_ballots(store, run_id, taxonomy, settings.samples)
+    tallies = decide.tally(ballots, taxonomy, settings.vote) if records else []
+    fitted = fit_on(tallies, taxonomy, settings) if calibrator == "fit" else calibrator
+    levels = decide.calibrate(tallies, fitted, settings.samples)
+    answers = reviewed(store)
+    label = fitted.label if fitted else UNCALIBRATED
+
+    def decided() -> Iterator[Decided]:
+        for (record_id, user_id, cues, reported), found in zip(records, levels, strict=True):
+            attributes = decide.abstain(user_id, cues, json.loads(reported), found, taxonomy, settings)
+            profile = Profile.model_construct(
+                user_id=user_id, attributes=attributes, calibrator=label, run_id=run_id
+            )
+            yield Decided(record_id, found, apply_reviews(profile, answers.get(record_id, {})))
+
+    return decided(), fitted
+
+
+def stored_run(store: TraceStore, run_id: str | None = None) -> tuple[str, Taxonomy, ProfileSettings]:
+    """A stored run's id, taxonomy and settings; the newest run without an id."""
+    run = store.run(run_id)
+    taxonomy = Taxonomy.model_validate_json(run["taxonomy"])
+    return run["run_id"], taxonomy, ProfileSettings.model_validate_json(run["settings"])
+
+
+def replay(
+    store: str | Path | TraceStore,
+    run_id: str | None = None,
+    *,
+    vote: VoteMethod | None = None,
+    tau: list[str] | None = None,
+    calibrator: Calibrator | Literal["fit"] | None = "fit",
+) -> Iterator[Profile]:
+    """The profiles of a stored run under another vote, tau or calibrator. No model call, nothing written.
+
+    What is not given stays as the run had it. `tau` is spelled as on the command line: `["3", "age=4"]`.
+    """
+    store = store if isinstance(store, TraceStore) else TraceStore(store, must_exist=True)
+    run, taxonomy, settings = stored_run(store, run_id)
+    changed: dict[str, object] = {}
+    if vote is not None:
+        if vote not in METHODS:
+            raise InputError(f"unknown vote {vote!r}: expected one of {', '.join(METHODS)}")
+        changed["vote"] = vote
+    if tau:
+        changed["tau"] = parse_tau(tau, taxonomy)
+    settings = settings.model_copy(update=changed)
+    if isinstance(calibrator, Calibrator):
+        calibrator.check(taxonomy, settings.vote)
+    decided, _ = relabel(store, run, taxonomy, settings, calibrator)
+    return (d.profile for d in decided)
+
+
+def fit_on(
+    tallies: list[dict[str, Tally]], taxonomy: Taxonomy, settings: ProfileSettings
+) -> Calibrator | None:
+    """Quintiles of S per attribute over the records whose vote is not NA; None when no attribute has enough."""
+    na = {a.name: a.names[-1] for a in taxonomy.attributes}
+    scores = {
+        name: np.array(
+            [t[name]["score"] for t in tallies if t[name]["voted"] not in (None, na[name])], np.float64
+        )
+        for name in taxonomy.names
+    }
+    fitted = Calibrator.fit(scores, samples=settings.samples, vote_method=settings.vote, taxonomy=taxonomy)
+    return fitted if len(fitted.uncalibrated) < len(taxonomy.names) else None

@@ -1,0 +1,146 @@
+"""Many records through the graph: bounded concurrency, resume, drain, one relabelling at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+from cp_agents import decide
+from cp_agents.calibration import Calibrator
+from cp_agents.cues import assemble_cues
+from cp_agents.errors import BackendError, CpAgentsError
+from cp_agents.graph import Fanout, ProfilingContext, compile_graph
+from cp_agents.meter import Meter
+from cp_agents.relabel import Decided, relabel
+from cp_agents.schema import Profile, Status, UserRecord
+from cp_agents.stores.reviews import requeue
+from cp_agents.stores.traces import TraceStore
+
+
+@dataclass
+class BatchReport:
+    """What a batch run did."""
+
+    run_id: str
+    done: int = 0
+    """Records with a profile, those of earlier attempts included."""
+    resumed: int = 0
+    """Of these, records that an earlier attempt had finished."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Records that could not be profiled at all: user id and why."""
+    stopped: bool = False
+    """Whether the run was asked to stop before the last record."""
+    seconds: float = 0.0
+    meter: Meter = field(default_factory=Meter)
+    calibrator: Calibrator | None = None
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Attributes by status, over all records."""
+
+
+class Stop:
+    """A request to drain: no new record is started, those in flight finish."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self) -> None:
+        self.requested = True
+
+
+async def run_batch(
+    ctx: ProfilingContext,
+    records: Iterable[Mapping[str, Any]],
+    *,
+    concurrency: int = 16,
+    fanout: Fanout = "node",
+    calibrator: Calibrator | Literal["fit"] | None = "fit",
+    stop: Stop | None = None,
+    on_record: Callable[[BatchReport], None] = lambda _: None,
+) -> BatchReport:
+    """Profile `records` and store the profiles.
+
+    A record whose samples are all stored is not asked for again. Raises `BackendError` for an error that
+    would fail every call; what had landed by then is kept. When all records are done and none was left out,
+    the run's votes are calibrated and its profiles labelled again (see `relabel`).
+    """
+    report = BatchReport(run_id=ctx.run_id, meter=ctx.meter)
+    graph = compile_graph(ctx, fanout=fanout)
+    stop = stop or Stop()
+    fatal: list[BackendError] = []
+    started = time.monotonic()
+    pending: Iterator[Mapping[str, Any]] = iter(records)
+
+    async def work() -> None:
+        while not stop.requested and not fatal:
+            [raw] = list(islice(pending, 1)) or [None]
+            if raw is None:
+                return
+            try:
+                if _is_finished(ctx, raw):
+                    report.resumed += 1
+                else:
+                    await graph.ainvoke({"record": dict(raw)}, context=ctx)
+                report.done += 1
+            except BackendError as error:
+                if error.error_type.is_fatal:
+                    fatal.append(error)
+                    return
+                report.failed[str(raw.get("user_id"))] = str(error)
+            except CpAgentsError as error:
+                report.failed[str(raw.get("user_id"))] = str(error)
+            report.seconds = time.monotonic() - started
+            on_record(report)
+
+    try:
+        await asyncio.gather(*(work() for _ in range(max(1, concurrency))))
+    finally:
+        report.seconds = time.monotonic() - started
+    if fatal:
+        raise fatal[0]
+    report.stopped = stop.requested and next(pending, None) is not None
+    if not report.stopped:
+        report.calibrator = label_run(ctx, calibrator)
+        report.statuses = _statuses(ctx.store, ctx.run_id)
+    return report
+
+
+def label_run(ctx: ProfilingContext, calibrator: Calibrator | Literal["fit"] | None) -> Calibrator | None:
+    """Decide a finished run as a whole, store its profiles and queue what needs review."""
+    decided, used = relabel(ctx.store, ctx.run_id, ctx.taxonomy, ctx.settings, calibrator)
+    store_decided(ctx.store, ctx.settings.vote, decided)
+    if used is not None:
+        ctx.store.put_calibrator(used.id, used.kind, used.to_json(), ctx.run_id)
+    ctx.store.finish_run(ctx.run_id, used.id if used else None)
+    return used
+
+
+def store_decided(store: TraceStore, vote: str, decided: Iterable[Decided], batch: int = 500) -> None:
+    """Store decided records in batches, and let the review queue follow."""
+    iterator = iter(decided)
+    while part := list(islice(iterator, batch)):
+        store.put_profiles((d.record_id, decide.vote_rows(d.tallies, vote), d.profile) for d in part)
+        requeue(store, {d.record_id: d.profile for d in part})
+
+
+def _is_finished(ctx: ProfilingContext, raw: Mapping[str, Any]) -> bool:
+    record = UserRecord.from_dict(raw)
+    cues = assemble_cues(record, token_budget=ctx.settings.token_budget)
+    return ctx.store.is_finished(ctx.run_id, record.user_id, cues.text, ctx.settings.samples)
+
+
+def _statuses(store: TraceStore, run_id: str) -> dict[str, int]:
+    found = dict.fromkeys((status.value for status in Status), 0)
+    rows = store.rows(
+        "select status, count(*) from profile_attributes where run_id = ? group by status", (run_id,)
+    )
+    return found | dict(rows)
+
+
+def profiles_in_order(store: TraceStore, run_id: str, user_ids: Iterable[str]) -> Iterator[Profile]:
+    """The run's profiles in the order of `user_ids`; users without one are left out."""
+    profiles = {profile.user_id: profile for _, profile in store.profiles(run_id)}
+    return (profiles[user_id] for user_id in user_ids if user_id in profiles)

@@ -1,0 +1,55 @@
+"""Settings of a run: what is sampled, and what is decided from the samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cp_agents.backends.base import Identity
+from cp_agents.routing import ReviewPolicy
+from cp_agents.schema import NA
+from cp_agents.voting import VoteMethod
+
+__all__ = ["NA", "ProfileSettings"]
+
+_SAMPLING = ("samples", "temperature", "top_p", "max_tokens", "seed", "token_budget", "evidence_cap")
+
+
+class ProfileSettings(BaseModel):
+    """Everything that decides a profile besides the record, backend, taxonomy, prompt and calibrator."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    samples: int = Field(10, ge=1, le=1000)
+    """M, the parallel samples per record."""
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(1200, ge=16)
+    """Per sample."""
+    seed: int = 0
+    token_budget: int = Field(3000, ge=64)
+    """Estimated tokens of the cue block."""
+    evidence_cap: int | None = Field(2, ge=1, le=5)
+    """Highest confidence of a tag whose evidence stands nowhere in the record; None leaves it as stated."""
+    vote: VoteMethod = "weighted"
+    min_survivors: int = Field(3, ge=1)
+    """Usable votes below which an attribute fails (never more than `samples`)."""
+    tau: dict[str, float] = {}
+    """Threshold per attribute, 1..5; attributes not named have 1."""
+    review: ReviewPolicy = ReviewPolicy()
+
+    def fingerprint(self, identity: Identity, prompt_version: str, taxonomy_hash: str) -> str:
+        """12 hex digits over all that decides what is sampled, and nothing that is decided afterwards."""
+        sampling = {name: getattr(self, name) for name in _SAMPLING}
+        whole = [
+            identity.kind,
+            identity.endpoint,
+            identity.model,
+            identity.revision,
+            prompt_version,
+            taxonomy_hash,
+        ]
+        canonical = json.dumps([whole, sampling], sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,0 +1,201 @@
+"""Closed-set taxonomies: attributes, their tags, and what else is known of them.
+
+`taxonomies/profilebench.yaml` is Table 6 of the Conf-Profile paper. Users write their own file, with other
+attributes and other languages; nothing in the code knows an attribute by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cp_agents.errors import InputError
+from cp_agents.schema import NA
+
+Text = str | dict[str, str]
+"""A text, or one per language code: `{"en": ..., "zh": ...}`."""
+
+_DASHES = re.compile(r"[‐-―−－~～〜]")
+_ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+def fold(text: str) -> str:
+    """Fold width, dashes, case and space, so that `Parenting (Child 0–2)` and its full-width twin are equal."""
+    folded = _DASHES.sub("-", unicodedata.normalize("NFKC", text)).casefold()
+    return re.sub(r"[\s_]+", " ", re.sub(r"\s*([-/,()])\s*", r"\1", folded)).strip()
+
+
+def in_language(text: Text, language: str) -> str:
+    """The text in `language`, else in English, else in whichever is there."""
+    if isinstance(text, str):
+        return text
+    return text.get(language) or text.get("en") or next(iter(text.values()), "")
+
+
+class Tag(BaseModel):
+    """One value of an attribute."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    description: Text = ""
+    aliases: list[str] = []
+    """Other ways in which a model or a user says this tag."""
+    range: tuple[float, float] | None = None
+    """Inclusive range of numbers that mean this tag, for self-reports such as "age: 25"."""
+    phrases: dict[str, float] = {}
+    """Phrases that speak for this tag with a weight, for the lexicon backend (user taxonomies)."""
+
+
+class Attribute(BaseModel):
+    """One dimension D_k with its closed set T_k; NA is always part of it and never listed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: Text = ""
+    self_reported: list[str] = []
+    """Names of self-reported fields that speak of this attribute."""
+    tags: list[Tag] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Attribute:
+        if not _ATTRIBUTE_NAME.match(self.name):
+            raise ValueError(
+                f"attribute name {self.name!r} should be lower-case letters, digits and _, starting with a letter"
+            )
+        seen: dict[str, str] = {}
+        for tag in self.tags:
+            if any(c in tag.name for c in "<>\n"):
+                raise ValueError(f"attribute {self.name!r}: tag {tag.name!r} contains <, > or a line break")
+            for name in (tag.name, *tag.aliases):
+                key = fold(name)
+                if key == fold(NA):
+                    raise ValueError(f"attribute {self.name!r}: NA is in every closed set, do not list it")
+                if key in seen and (name == tag.name or seen[key] != tag.name):
+                    raise ValueError(f"attribute {self.name!r}: duplicate tag {name!r}")
+                seen[key] = tag.name
+        return self
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """All tags in order, NA last. The position is the tag's code in votes."""
+        return (*(t.name for t in self.tags), NA)
+
+    @cached_property
+    def codes(self) -> dict[str, int]:
+        """Position in `names` by tag."""
+        return {name: code for code, name in enumerate(self.names)}
+
+    @cached_property
+    def _by_fold(self) -> dict[str, str]:
+        table = {fold(name): t.name for t in self.tags for name in (*t.aliases, t.name)}
+        return table | {fold(word): NA for word in (NA, "N/A", "n.a.", "unknown", "unknown(NA)", "未知", "无法判断")}
+
+    def match_tag(self, text: str) -> str | None:
+        """The tag that `text` names (folded; aliases count), or None when it is not in the closed set."""
+        return self._by_fold.get(fold(text))
+
+    def match_value(self, text: str) -> str | None:
+        """Like `match_tag`, and numbers are looked up in the tags' ranges: "25" is "24-30"."""
+        if (tag := self.match_tag(text)) is not None:
+            return tag
+        number = re.fullmatch(r"\D{0,3}(\d{1,4}(?:\.\d+)?)\D{0,12}", unicodedata.normalize("NFKC", text.strip()))
+        if number is not None:
+            value = float(number.group(1))
+            for t in self.tags:
+                if t.range is not None and t.range[0] <= value <= t.range[1]:
+                    return t.name
+        return None
+
+
+class Taxonomy(BaseModel):
+    """A named set of attributes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: Text = ""
+    attributes: list[Attribute] = Field(min_length=1)
+    example: dict[str, Any] | None = None
+    """Optional one-shot example: `{"record": {...}, "answer": {attribute: {tag, score, evidence}}}`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Taxonomy:
+        names = [a.name for a in self.attributes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"duplicate attribute {name!r}")
+        return self
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Attribute names in order."""
+        return tuple(a.name for a in self.attributes)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Attribute]:
+        return {a.name: a for a in self.attributes}
+
+    def __getitem__(self, attribute: str) -> Attribute:
+        return self._by_name[attribute]
+
+    def __contains__(self, attribute: object) -> bool:
+        return attribute in self._by_name
+
+    @cached_property
+    def hash(self) -> str:
+        """12 hex digits over everything in the taxonomy."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def reported_tags(self, self_reported: dict[str, str]) -> dict[str, str]:
+        """What the self-reported fields say, as tags: `{attribute: tag}`. NA and unreadable values are left out."""
+        fields = {fold(k): v for k, v in self_reported.items()}
+        found: dict[str, str] = {}
+        for attribute in self.attributes:
+            for field in attribute.self_reported or [attribute.name]:
+                tag = attribute.match_value(fields.get(fold(field), ""))
+                if tag is not None and tag != NA:
+                    found[attribute.name] = tag
+                    break
+        return found
+
+
+def load_taxonomy(source: str | Path = "profilebench") -> Taxonomy:
+    """A taxonomy by the name of a built-in one, or from a YAML file.
+
+    Raises `InputError` with one sentence that names the file and what is wrong.
+    """
+    path = Path(source)
+    if path.suffix.lower() in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise InputError(f"no taxonomy file at {path}")
+        text = path.read_text(encoding="utf-8")
+    else:
+        built_in = resources.files("cp_agents") / "taxonomies" / f"{source}.yaml"
+        if not built_in.is_file():
+            raise InputError(f"no built-in taxonomy {str(source)!r} (a file of your own should end in .yaml)")
+        text = built_in.read_text(encoding="utf-8")
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"taxonomy {source}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"taxonomy {source}: expected a mapping with `name` and `attributes`")
+    try:
+        return Taxonomy.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"taxonomy {source}: {where + ': ' if where else ''}{message}") from None

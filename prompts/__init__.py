@@ -1,0 +1,1 @@
+"""Prompt templates as files, and the one renderer for teacher, SFT, GRPO and serving."""

@@ -1,0 +1,163 @@
+"""The schema as numbered migrations, applied in order when a store is opened.
+
+A store that has a migration which this code does not know was written by a newer version and is refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlite_utils import Migrations
+
+from cp_agents.errors import StoreError
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+SET_NAME = "cp_agents"
+migrations = Migrations(SET_NAME)
+
+
+def migrate(db: Database, path: str) -> None:
+    """Bring `db` to this version's schema. Raises `StoreError` for a store of a newer version."""
+    known = {m.name for m in migrations.pending(db)} | {m.name for m in migrations.applied(db)}
+    if db[Migrations.migrations_table].exists():
+        rows = db.query(
+            f"select name from {Migrations.migrations_table} where migration_set = ? order by name",
+            [SET_NAME],
+        )
+        if newer := sorted({row["name"] for row in rows} - {m.name for m in _all()}):
+            raise StoreError(
+                f"the store {path} was written by a newer version of cp-agents (it has {newer[-1]!r}); "
+                "upgrade cp-agents or use another store"
+            )
+    elif foreign := set(db.table_names()) & {"runs", "samples", "profiles"}:
+        raise StoreError(
+            f"{path} has a table {sorted(foreign)[0]!r} and is no cp-agents store; choose another file"
+        )
+    if known:
+        migrations.apply(db)
+
+
+def _all() -> list[Migrations._Migration]:
+    return list(migrations._migrations)
+
+
+@migrations()
+def m001_traces(db: Database) -> None:
+    """Runs, records, samples, predictions, votes, profiles, calibrators, reviews, cache."""
+    db.executescript(
+        """
+        create table runs (
+            run_id text primary key,
+            name text not null,
+            fingerprint text not null,     -- hash of all that decides what is sampled
+            backend text not null,         -- the spec the user gave
+            endpoint text not null,
+            model text not null,
+            revision text not null,
+            taxonomy text not null,
+            taxonomy_hash text not null,
+            prompt_version text not null,
+            samples integer not null,      -- M
+            settings text not null,        -- JSON
+            calibrator_id text,            -- the one that spoke last
+            created_at text not null,
+            finished_at text,
+            unique (name, fingerprint)
+        );
+        create table records (
+            record_id integer primary key,
+            run_id text not null references runs (run_id),
+            user_id text not null,
+            cues text not null,            -- the anonymised cue block, as it stands in the prompt
+            tokens integer not null,       -- estimated, of the cue block
+            self_reported text not null,   -- JSON, anonymised
+            dropped text not null,         -- JSON: what cue assembly left out, by kind
+            thread_id text,                -- LangGraph thread, where the graph ran with a checkpointer
+            created_at text not null,
+            unique (run_id, user_id)
+        );
+        create index records_user on records (user_id);
+        create table samples (
+            sample_id integer primary key,
+            record_id integer not null references records (record_id),
+            sample_index integer not null,
+            sampler text not null,
+            prompt_hash text not null,
+            outcome text not null,
+            finish_reason text,
+            error_type text,
+            error_message text,
+            text text not null,
+            reasoning text,
+            prompt_tokens integer,
+            completion_tokens integer,
+            cached_tokens integer,
+            reasoning_tokens integer,
+            usage_estimated integer,
+            latency_s real,
+            cost_usd real,
+            from_cache integer,            -- sample_id of the call that was reused, no call was made
+            created_at text not null,
+            unique (record_id, sample_index)
+        );
+        create table predictions (
+            sample_id integer not null references samples (sample_id),
+            attribute text not null,
+            outcome text not null,
+            tag text,
+            confidence integer,
+            evidence text,                 -- JSON: [[source, start, end, match], ["ungrounded words"], ...]
+            primary key (sample_id, attribute)
+        ) without rowid;
+        create table votes (
+            record_id integer not null references records (record_id),
+            attribute text not null,
+            method text not null,
+            tag text,
+            score real,                    -- S of equation 5
+            share real,
+            runner_up text,
+            margin real,
+            survivors integer,
+            primary key (record_id, attribute)
+        ) without rowid;
+        create table profiles (
+            record_id integer primary key references records (record_id),
+            calibrator text not null,
+            profile text not null,         -- JSON, as in OUT.jsonl
+            finished_at text not null
+        );
+        create table calibrators (
+            calibrator_id text primary key,
+            kind text not null,
+            run_id text,
+            calibrator text not null,      -- JSON
+            created_at text not null
+        );
+        create table reviews (
+            review_id integer primary key,
+            record_id integer not null references records (record_id),
+            attribute text not null,
+            reasons text not null,         -- JSON list
+            proposed text,                 -- the model's tag
+            confidence integer,
+            created_at text not null,
+            tag text,                      -- the person's answer; null while it waits
+            reviewer text,
+            note text,
+            reviewed_at text
+        );
+        create index reviews_record on reviews (record_id, attribute);
+        create table cache (
+            key text primary key,          -- endpoint + model + revision + request + sample index
+            sample_id integer not null references samples (sample_id)
+        ) without rowid;
+        create view profile_attributes as
+            select r.run_id, r.user_id, a.key as attribute, a.value ->> 'tag' as tag,
+                   a.value ->> 'confidence' as confidence, a.value ->> 'status' as status,
+                   a.value ->> 'score' as score, a.value ->> 'vote_share' as vote_share
+            from profiles p join records r using (record_id), json_each(p.profile) a;
+        """
+    )

@@ -1,0 +1,50 @@
+"""What a store holds: runs, tokens, cost, errors, sizes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from cp_agents.stores.traces import TraceStore
+
+
+class TableSize(NamedTuple):
+    """A table's rows, and the bytes of its pages with those of its indices."""
+
+    table: str
+    rows: int
+    bytes: int
+
+
+def run_stats(store: TraceStore) -> list[dict[str, Any]]:
+    """One row a run. Tokens and cost are of calls made, not of answers reused; latency is of samples, in s."""
+    found = store.query(
+        """
+        select u.run_id as run, u.backend, count(distinct r.record_id) as records, count(s.sample_id) as samples,
+               sum(s.from_cache is not null) as from_cache,
+               sum(s.error_type is not null) as failed,
+               sum(s.prompt_tokens) as prompt_tokens, sum(s.completion_tokens) as completion_tokens,
+               round(sum(s.cost_usd), 4) as cost_usd, round(avg(s.latency_s), 3) as mean_latency_s
+        from runs u left join records r using (run_id) left join samples s using (record_id)
+        group by u.run_id order by u.rowid
+        """
+    )
+    outcomes = store.rows(
+        "select r.run_id, s.outcome, count(*) from samples s join records r using (record_id) group by 1, 2 order by 1, 2"
+    )
+    for run in found:
+        run["outcomes"] = ", ".join(
+            f"{name} {count:,}" for run_id, name, count in outcomes if run_id == run["run"]
+        )
+    return found
+
+
+def table_sizes(store: TraceStore) -> list[TableSize]:
+    """Rows and bytes of every table, largest first."""
+    tables = [t for t in store.db.table_names() if not t.startswith(("sqlite_", "_"))]
+    sizes = dict(
+        store.rows(
+            "select m.tbl_name, sum(d.pgsize) from dbstat d join sqlite_master m on m.name = d.name group by m.tbl_name"
+        )
+    )
+    found = [TableSize(t, store.rows(f"select count(*) from {t}")[0][0], sizes.get(t, 0)) for t in tables]
+    return sorted(found, key=lambda size: -size.bytes)
