@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -72,18 +72,15 @@ class SampleRequest:
         )
 
 
-def cache_keys(identity: Identity, request: SampleRequest) -> list[str]:
-    """One key per index: endpoint + model + revision + canonical request + sample index (128 bits of hex)."""
-    head = hashlib.sha256(
-        "\x1f".join(
-            (identity.kind, identity.endpoint, identity.model, identity.revision, request.canonical())
-        ).encode()
-    )
-    keys = []
-    for index in request.indices:
+def cache_keys(identity: Identity, canonical: str, indices: Iterable[int]) -> dict[int, str]:
+    """A key per index: endpoint + model + revision + canonical request + sample index (128 bits of hex)."""
+    parts = (identity.kind, identity.endpoint, identity.model, identity.revision, canonical)
+    head = hashlib.sha256("\x1f".join(parts).encode())
+    keys = {}
+    for index in indices:
         digest = head.copy()
         digest.update(f"\x1f{index}".encode())
-        keys.append(digest.hexdigest()[:32])
+        keys[index] = digest.hexdigest()[:32]
     return keys
 
 

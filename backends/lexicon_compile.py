@@ -147,7 +147,8 @@ def _compile(file: LexiconFile, common: CommonFile, taxonomy: Taxonomy, revision
     ignored = table.numbers(file.ignore)
 
     kinds = {ANYWHERE, *common.sources}
-    weights = {kind: table.matrix(kind if kind in table.cells else ANYWHERE) for kind in sorted(kinds)}
+    weights = {kind: table.matrix(kind) for kind in table.cells}
+    weights |= {kind: weights[ANYWHERE] for kind in kinds - weights.keys()}
     speaks = np.zeros(weights[ANYWHERE].shape, dtype=bool)
     for matrix in weights.values():
         for part in slices.values():
@@ -169,7 +170,7 @@ def _compile(file: LexiconFile, common: CommonFile, taxonomy: Taxonomy, revision
     for attribute in taxonomy.attributes:
         right = file.attributes.get(attribute.name, AttributeLexicon()).trust
         trust[slices[attribute.name]] = np.log(right / (1 - right) * max(1, len(attribute.tags) - 1))
-    names = sorted((re.escape(fold(n)) for a in taxonomy.attributes for t in a.tags for n in (t.name, *t.aliases)))
+    names = {fold(n) for a in taxonomy.attributes for t in a.tags for n in (t.name, *t.aliases)}
     return Lexicon(
         taxonomy=taxonomy,
         slices=slices,
@@ -195,11 +196,14 @@ def _own_phrases(table: _Table, taxonomy: Taxonomy, known: set[str]) -> None:
         for tag in attribute.tags:
             table.literal(attribute.name, tag.name, tag.phrases.items())
             if attribute.name not in known and not tag.phrases:
-                table.literal(attribute.name, tag.name, ((n, PLAIN_WEIGHT) for n in (tag.name, *tag.aliases)))
+                names = (n for n in (tag.name, *tag.aliases) if any(c.isalnum() for c in n))
+                table.literal(attribute.name, tag.name, ((n, PLAIN_WEIGHT) for n in names))
 
 
-def _pattern(expressions: list[str], names: list[str]) -> re.Pattern[str] | None:
+def _pattern(expressions: list[str], names: set[str]) -> re.Pattern[str] | None:
     if not expressions:
         return None
-    alternatives = "|".join(names)
+    # names of one or two Latin letters ("it", "m") are everyday words
+    telling = sorted((n for n in names if len(n) > 2 or not n.isascii()), key=len, reverse=True)
+    alternatives = "|".join(map(re.escape, telling)) or r"(?!)"
     return re.compile("|".join(f"(?:{e.replace('{names}', f'(?:{alternatives})')})" for e in expressions))

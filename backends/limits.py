@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from cp_agents.errors import BackendError, ErrorType, InputError
 from cp_agents.schema import Usage
@@ -135,12 +135,13 @@ class Limits:
             # A cooldown has begun meanwhile: starts that were booked in it would bunch up at its end.
             self._give_back(tokens)
 
-    def settle(self, booked: int, usage: Usage, cost_usd: float | None) -> None:
-        """Count what a call used, of which `booked` tokens were reserved."""
+    def settle(self, booked: int, usages: Sequence[Usage], costs: Sequence[float | None]) -> None:
+        """Count what the samples of a finished call used, for which `booked` tokens were reserved."""
         if self._tokens is not None:
-            self._tokens.give_back(booked - usage.prompt_tokens - usage.completion_tokens)
+            self._tokens.give_back(booked - sum(u.prompt_tokens + u.completion_tokens for u in usages))
         if self._budget is not None:
-            self._budget.add(usage, cost_usd)
+            for usage, cost in zip(usages, costs, strict=True):
+                self._budget.add(usage, cost)
 
     def _reserve(self, tokens: int) -> float:
         wait = 0.0 if self._requests is None else self._requests.reserve()

@@ -1,35 +1,34 @@
-"""`openai:MODEL`: any endpoint that speaks the chat completions API, through the openai SDK.
+"""`openai:MODEL`: samples from any endpoint that speaks the chat completions API.
 
-Requests go through the SDK's `post`, which its `chat.completions.create` ends in as well: at ten samples a
-request, walking the type annotations of the messages and building response models would cost three times as
-much processor time as the call itself. The SDK's own retries are off, because they know nothing of a cooldown
-that other calls should share.
+What it decides: how many requests a record's samples take (n), when a failed call is tried again, and what
+each sample is when all is said.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
-import weakref
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
 
-import openai
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    wait_exponential,
+    wait_random,
+)
 
 from cp_agents.backends.base import Capabilities, Identity, SampleRequest
-from cp_agents.backends.chat import CallError, Choice, Reply, read_error, read_reply
+from cp_agents.backends.chat import Asked, CallError, Dialect, Prompt, Reply, read_reply, successive
+from cp_agents.backends.endpoint import Endpoint, Line
 from cp_agents.backends.limits import Budget, Limits
-from cp_agents.backends.usage import Prices, share_usage
+from cp_agents.backends.usage import Prices, estimate_usage, read_usage
 from cp_agents.cues import estimate_tokens
 from cp_agents.errors import BackendError, ErrorType, InputError
-from cp_agents.schema import Completion, Usage
+from cp_agents.schema import Completion
 
 if TYPE_CHECKING:
     import httpx2
@@ -39,10 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-LONGEST_WAIT_S = 300.0
-"""A Retry-After beyond this is a quota, not a rate: the sample fails instead of holding up the run."""
-_CONNECT_TIMEOUT_S = 10.0
-_BACKOFF = wait_exponential_jitter(initial=0.5, max=30.0, jitter=0.5)
+PATIENCE_S = 300.0
+"""How long an endpoint may answer nothing but 429. A Retry-After beyond it is a quota and not a rate."""
+_BACKOFF = wait_exponential(multiplier=0.5, max=30.0) + wait_random(0.0, 0.5)
 
 
 class OpenAIBackend:
@@ -50,7 +48,8 @@ class OpenAIBackend:
 
     `n` says whether the endpoint draws several samples in one request: "yes", "no", or "probe", which finds out
     with the first request and wastes nothing of it. `timeout_s` bounds one attempt from the moment it is sent;
-    `max_attempts` counts the first. `max_connections` bounds the requests in flight. `prices` in USD per million
+    `max_attempts` counts the first, and no attempt that was rate limited: those go on for as long as the endpoint
+    answers others (see PATIENCE_S). `max_connections` bounds the requests in flight. `prices` in USD per million
     tokens; `extra_body` is merged into every request. The key is `api_key`, else OPENAI_API_KEY; endpoints other
     than OpenAI's own may do without.
     """
@@ -61,7 +60,7 @@ class OpenAIBackend:
         *,
         base_url: str | None = None,
         api_key: str | None = None,
-        n: Literal["probe", "yes", "no"] = "probe",
+        n: str = "probe",
         timeout_s: float = 120.0,
         max_attempts: int = 6,
         max_connections: int = 256,
@@ -77,7 +76,8 @@ class OpenAIBackend:
             raise InputError("the openai backend needs a model name, as in openai:MODEL")
         if n not in ("probe", "yes", "no"):
             raise InputError(f"n should be probe, yes or no, found {n!r}")
-        for name, value in (("timeout_s", timeout_s), ("max_attempts", max_attempts), ("max_connections", max_connections)):
+        bounds = {"timeout_s": timeout_s, "max_attempts": max_attempts, "max_connections": max_connections}
+        for name, value in bounds.items():
             if value <= 0:
                 raise InputError(f"{name} should be above 0, found {value:g}")
         if reserved := sorted({"model", "messages", "n", "stream"} & set(extra_body or ())):
@@ -87,22 +87,27 @@ class OpenAIBackend:
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
         if base_url is None and api_key is None:
-            raise InputError("no API key: set OPENAI_API_KEY, or give the base URL of an endpoint that needs none")
-        self._base_url = base_url or DEFAULT_BASE_URL
-        self._identity = Identity("openai", model, _public_url(self._base_url), revision)
-        self._key = api_key or ""
+            raise InputError(
+                "no API key: set OPENAI_API_KEY, or give the base URL of an endpoint that needs none"
+            )
+        self._endpoint = Endpoint(
+            base_url or DEFAULT_BASE_URL,
+            api_key or "",
+            timeout_s=timeout_s,
+            max_connections=max_connections,
+            http_client=http_client,
+        )
+        self._identity = Identity("openai", model, self._endpoint.public_url, revision)
         self._n: bool | None = {"probe": None, "yes": True, "no": False}[n]
-        self._timeout_s = timeout_s
         self._max_attempts = max_attempts
-        self._max_connections = max_connections
         self._limits = Limits(
             requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, budget=budget
         )
         self._prices = prices
         self._extra = dict(extra_body or {})
-        self._http_client = http_client
-        self._dialect = Dialect()
-        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()
+        self._dialect = Dialect(given=self._extra)
+        self._drawn = self._drawn_tokens = 0
+        self._answered = -float("inf")
 
     def __repr__(self) -> str:
         return f"OpenAIBackend({self._identity.model!r}, base_url={self._identity.endpoint!r})"
@@ -122,8 +127,8 @@ class OpenAIBackend:
 
         Raises `BackendError` for errors that end the run, after the samples in flight have landed.
         """
-        line = self._line()
-        prompt = _Prompt(request, self._identity.model)
+        line = await self._endpoint.line()
+        prompt = Prompt(request)
         landed: asyncio.Queue[asyncio.Task[list[Completion]]] = asyncio.Queue()
         runs: dict[asyncio.Task[list[Completion]], range] = {}
         probe: asyncio.Event | None = None
@@ -137,8 +142,8 @@ class OpenAIBackend:
         try:
             if len(request.indices) > 1 and self._n is None:
                 if line.probed is None:
-                    probe = line.probed = asyncio.Event()  # the first request finds out, the others wait for it
-                else:
+                    probe = line.probed = asyncio.Event()
+                else:  # the first request finds out, the others wait for it
                     await line.probed.wait()
             for run in successive(request.indices, 1 if self._n is False else None):
                 start(run)
@@ -166,35 +171,23 @@ class OpenAIBackend:
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
-        line = self._lines.pop(asyncio.get_running_loop(), None)
-        if line is not None:
-            await line.client.close()
+        await self._endpoint.aclose()
 
-    def _line(self) -> _Line:
-        """The connections of the running loop: those of another loop cannot be used in it."""
-        loop = asyncio.get_running_loop()
-        line = self._lines.get(loop)
-        if line is None:
-            for other in [known for known in self._lines if known.is_closed()]:
-                del self._lines[other]
-            transport = openai.DefaultAioHttpClient if find_spec("aiohttp") else openai.DefaultAsyncHttpxClient
-            client = openai.AsyncOpenAI(
-                api_key=self._key or "none",
-                base_url=self._base_url,
-                max_retries=0,
-                # asyncio.timeout bounds an attempt as a whole; a read timeout starts anew with every byte.
-                timeout=openai.Timeout(None, connect=min(_CONNECT_TIMEOUT_S, self._timeout_s)),
-                http_client=self._http_client or transport(),
-            )
-            line = self._lines[loop] = _Line(client, asyncio.Semaphore(self._max_connections))
-        return line
-
-    async def _call(self, line: _Line, prompt: _Prompt, run: range) -> list[Completion]:
+    async def _call(self, line: Line, prompt: Prompt, run: range) -> list[Completion]:
         """Completions for `run`, or for a part of it where the endpoint draws fewer samples at a time."""
         started = time.perf_counter()
+        failures = 0
+
+        def give_up(state: RetryCallState) -> bool:
+            nonlocal failures
+            if _failure_of(state).error_type is ErrorType.RATE_LIMITED:
+                return time.perf_counter() - max(started, self._answered) >= PATIENCE_S
+            failures += 1
+            return failures >= self._max_attempts
+
         retrying = AsyncRetrying(
             retry=retry_if_exception(_may_help),
-            stop=stop_after_attempt(self._max_attempts),
+            stop=give_up,
             wait=self._wait,
             sleep=asyncio.sleep,
             reraise=True,
@@ -210,79 +203,124 @@ class OpenAIBackend:
             return [self._failure(index, error, time.perf_counter() - started) for index in run]
 
     def _wait(self, state: RetryCallState) -> float:
-        """Seconds before the next attempt; what a rate limit asks for holds back every other call, too."""
-        error = state.outcome.exception() if state.outcome is not None else None
-        asked = error.retry_after if isinstance(error, CallError) else None
-        seconds = _BACKOFF(state) if asked is None else asked
-        if asked is not None or (isinstance(error, CallError) and error.error_type is ErrorType.RATE_LIMITED):
-            self._limits.cool_down(seconds)
-        return seconds
+        """Seconds before the next attempt. A rate limit holds back every call: the gate sees to that wait."""
+        error = _failure_of(state)
+        if error.error_type is ErrorType.RATE_LIMITED or error.retry_after:
+            self._limits.cool_down(error.retry_after or _BACKOFF(state))
+            return 0.0
+        return _BACKOFF(state)
 
-    async def _attempt(self, line: _Line, prompt: _Prompt, run: range) -> list[Completion]:
+    async def _attempt(self, line: Line, prompt: Prompt, run: range) -> list[Completion]:
         """One attempt; a parameter that the endpoint does not know is left out at once and for good."""
         try:
             while True:
-                parameters = self._dialect.parameters(prompt.request)
+                parameters = self._dialect.parameters(prompt.request, run)
                 try:
                     return await self._send(line, prompt, run, parameters)
                 except CallError as error:
                     if error.unsupported is None:
                         raise
-                    self._dialect.learn(error.unsupported, self._identity.model)
+                    change = self._dialect.learn(error.unsupported)
+                    if change:
+                        log.warning("%s: %s", self._identity.sampler, change)
         finally:
             if line.probed is not None:
                 line.probed.set()
 
     async def _send(
-        self, line: _Line, prompt: _Prompt, run: range, parameters: dict[str, Any]
+        self, line: Line, prompt: Prompt, run: range, parameters: dict[str, Any]
     ) -> list[Completion]:
-        body = {**parameters, **self._extra}
-        if "seed" in body and "seed" not in self._extra:
-            body["seed"] += run.start
-        if len(run) > 1:
-            body["n"] = len(run)
+        model = self._identity.model
+        several = {"n": len(run)} if len(run) > 1 else {}
+        content = prompt.encode({"model": model, **several, **parameters, **self._extra})
+        asked = Asked(model, len(run), list(parameters), prompt.private)
         async with line.slots:
-            booked = self._estimate(prompt, run) if self._limits.counts_tokens else 0
+            booked = self._expected_tokens(prompt, run) if self._limits.counts_tokens else 0
             await self._limits.admit(booked)
             started = time.perf_counter()
-            reply = read_reply(await self._post(line, prompt.encode(body), prompt, parameters, len(run)), len(run))
-            latency = time.perf_counter() - started
-        if len(run) > 1:
-            self._n = len(reply.choices) == len(run)
-        return self._completions(prompt, run, reply, booked, latency)
-
-    async def _post(
-        self, line: _Line, content: bytes, prompt: _Prompt, sent: Collection[str], asked: int
-    ) -> object:
-        """The decoded reply. Raises `CallError`, which has let go of the request and its headers."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await line.client.post("/chat/completions", cast_to=object, content=content)
-        except openai.APIStatusError as error:
-            raise read_error(
-                error.status_code,
-                error.response.headers,
-                error.body,
-                model=self._identity.model,
-                sent=sent,
-                asked=asked,
-                private=prompt.private,
-                secret=self._key,
-            ) from None
-        except TimeoutError:
-            raise CallError(f"no answer within {self._timeout_s:g} s", ErrorType.TIMEOUT) from None
-        except openai.APIConnectionError as error:
-            raise _unreachable(error) from None
-        except ValueError:
-            raise CallError("the endpoint's reply is not JSON", ErrorType.SERVER) from None
-        except Exception as error:
-            # aiohttp has errors that the SDK does not translate.
-            kind = ErrorType.CONNECTION if type(error).__module__.startswith("aiohttp") else ErrorType.INTERNAL
-            raise CallError(f"the call failed ({type(error).__name__})", kind) from None
+            answer = await self._endpoint.post(line, content, asked)
+            self._answered = time.perf_counter()
+        reply = read_reply(answer, len(run))
+        if len(reply.choices) < len(run):
+            self._n = False
+        elif several and self._n is None:
+            self._n = True
+        return self._completions(prompt, run, reply, booked, self._answered - started)
 
     def _completions(
-        self, prompt: _Prompt, run: range, reply: Reply, booked: int, latency_s: float
+        self, prompt: Prompt, run: range, reply: Reply, booked: int, latency_s: float
     ) -> list[Completion]:
-        choices = sorted(reply.choices.items())
-        estimates = [estimate_tokens(choice.reasoning + choice.text) for _, choice in choices]
-        ...
+        positions = sorted(reply.choices)
+        choices = [reply.choices[p] for p in positions]
+        usages = read_usage(reply.usage, len(choices)) or estimate_usage(
+            prompt.tokens, [estimate_tokens(choice.reasoning + choice.text) for choice in choices]
+        )
+        costs = [None if self._prices is None else self._prices.cost(usage) for usage in usages]
+        self._drawn += len(choices)
+        self._drawn_tokens += sum(usage.completion_tokens for usage in usages)
+        self._limits.settle(booked, usages, costs)
+        return [
+            Completion(
+                index=run[position],
+                text=choice.text,
+                reasoning=choice.reasoning,
+                finish_reason=choice.finish_reason,
+                refusal=choice.refusal,
+                usage=usage,
+                latency_s=latency_s,
+                cost_usd=cost,
+                sampler=self._identity.sampler,
+            )
+            for position, choice, usage, cost in zip(positions, choices, usages, costs, strict=True)
+        ]
+
+    def _failure(self, index: int, error: CallError, latency_s: float) -> Completion:
+        if error.filtered:
+            return Completion(
+                index=index,
+                finish_reason="content_filter",
+                latency_s=latency_s,
+                sampler=self._identity.sampler,
+            )
+        return Completion(
+            index=index,
+            latency_s=latency_s,
+            sampler=self._identity.sampler,
+            error_type=error.error_type,
+            error_message=str(error),
+        )
+
+    def _expected_tokens(self, prompt: Prompt, run: range) -> int:
+        """What a request will count against a tokens-per-minute limit, by the answers so far."""
+        return prompt.tokens + round(len(run) * self._drawn_tokens / max(1, self._drawn))
+
+
+def _failure_of(state: RetryCallState) -> CallError:
+    error = state.outcome.exception() if state.outcome is not None else None
+    assert isinstance(error, CallError), "nothing else is tried again"
+    return error
+
+
+def _may_help(error: BaseException) -> bool:
+    """Whether another attempt may bring an answer."""
+    if not isinstance(error, CallError) or error.rejects_n:
+        return False
+    return error.is_retryable and (error.retry_after or 0.0) <= PATIENCE_S
+
+
+def from_spec(model: str, options: BackendOptions) -> OpenAIBackend:
+    """`openai:MODEL`."""
+    budget = None
+    if options.budget_usd is not None or options.budget_tokens is not None:
+        budget = Budget(options.budget_usd, options.budget_tokens)
+    return OpenAIBackend(
+        model,
+        base_url=options.base_url,
+        n=options.n,
+        timeout_s=options.timeout_s,
+        requests_per_minute=options.requests_per_minute,
+        tokens_per_minute=options.tokens_per_minute,
+        budget=budget,
+        prices=None if options.prices is None else Prices.from_dict(options.prices),
+        extra_body=options.extra,
+    )

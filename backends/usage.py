@@ -34,34 +34,39 @@ class Prices(NamedTuple):
         """USD of `usage`."""
         cached = self.prompt if self.cached is None else self.cached
         fresh = usage.prompt_tokens - usage.cached_tokens
-        return (fresh * self.prompt + usage.cached_tokens * cached + usage.completion_tokens * self.completion) / 1e6
+        return (
+            fresh * self.prompt + usage.cached_tokens * cached + usage.completion_tokens * self.completion
+        ) / 1e6
 
 
-def share_usage(raw: object, prompt_estimate: int, completion_estimates: Sequence[int]) -> list[Usage]:
-    """The usage of a request, one `Usage` per sample of it (at least one).
+def read_usage(raw: object, n: int) -> list[Usage] | None:
+    """A request's usage object as one `Usage` per sample (n of them); None where the endpoint counted nothing.
 
     The prompt is counted on the first sample. Endpoints give one total for the completions: it is split evenly
-    and the remainder goes, one token each, to the first samples, so that sums are exact. Where the endpoint
-    gives no usage the estimates stand, flagged as such.
+    and the remainder goes, one token each, to the first samples, so that sums are exact.
     """
-    n = len(completion_estimates)
-    if not isinstance(raw, dict) or not (_count(raw, "prompt_tokens") or _count(raw, "completion_tokens")):
-        return [
-            Usage(prompt_tokens=0 if i else prompt_estimate, completion_tokens=tokens, estimated=True)
-            for i, tokens in enumerate(completion_estimates)
-        ]
-    prompt = _count(raw, "prompt_tokens")
+    prompt, completion = _count(raw, "prompt_tokens"), _count(raw, "completion_tokens")
+    if not isinstance(raw, dict) or not (prompt or completion):
+        return None
     cached = min(prompt, _count(raw.get("prompt_tokens_details"), "cached_tokens"))
-    completion = _split(_count(raw, "completion_tokens"), n)
+    completions = _split(completion, n)
     reasoning = _split(_count(raw.get("completion_tokens_details"), "reasoning_tokens"), n)
     return [
         Usage(
             prompt_tokens=0 if i else prompt,
             cached_tokens=0 if i else cached,
-            completion_tokens=completion[i],
+            completion_tokens=completions[i],
             reasoning_tokens=reasoning[i],
         )
         for i in range(n)
+    ]
+
+
+def estimate_usage(prompt_tokens: int, completion_tokens: Sequence[int]) -> list[Usage]:
+    """Estimates in place of an endpoint's count, flagged as such; the prompt on the first sample."""
+    return [
+        Usage(prompt_tokens=0 if i else prompt_tokens, completion_tokens=tokens, estimated=True)
+        for i, tokens in enumerate(completion_tokens)
     ]
 
 

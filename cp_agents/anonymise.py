@@ -73,7 +73,9 @@ _URL = (
     # With a path, any country: youtu.be/x, t.me/x, bit.ly/x.
     rf"|(?![\d.]+[a-z]){_LABELS}[a-z]{{2}}(?::\d{{2,5}})?/{_URL_CHAR}*{_URL_END})"
 )
-_EMAIL = rf"(?<![{_W}.%+\-])[{_W}.%+\-]{{1,256}}@(?:[{_W}\-]{{1,63}}\.)+[A-Za-z]{{2,24}}"
+_EMAIL = (
+    rf"(?<![{_W}%+])(?<![{_W}%+][.\-])[{_W}%+][{_W}.%+\-]{{0,255}}@(?:[{_W}\-]{{1,63}}\.)+[A-Za-z]{{2,24}}"
+)
 
 _AT_TIME_OR_PRICE = (
     rf"\d{{1,4}}(?:[.,:]\d+)*(?i:am|pm|h|hrs?|k|p|fps|hz|kg|km|mph|x|th|st|nd|rd|ish)?(?![{_W}])"

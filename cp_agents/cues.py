@@ -9,53 +9,47 @@
 
 A heading `[source]`, then its items: `- [time] text (xCOUNT, WEIGHT)`. Time is a day, a month or a year as
 the record has it, without the time of day; COUNT stands there if it is above 1, WEIGHT if the item has one.
-The last lines of a long source condense what did not fit, by year or month where the items have a time:
-`- [period] N items: text (xCOUNT), ...`. `[self_reported]` comes last, `- field: value`.
+The last lines of a long source condense what did not fit, by month or year where the items have a time:
+`- [period] N items: text (xCOUNT), ...`, else `- N more items: ...`. `[self_reported]` comes last, `- field: value`.
 
 All text of the user has been through `anonymise`, stands on one line and starts behind "- ", so none of it can
 close a fence or open a heading. Where a text would read as a part of the line that it is not, the line says
-it otherwise: "Se7en (x2)" is printed `Se7en (x2) (x1)`, an untimed "[2021] review" `(2021) review`.
+it otherwise: "Area (51)" is printed `Area (51) (x1)`, an untimed "[2021] review" `(2021) review`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel
 
 from cp_agents.errors import InputError
-from cp_agents.fitting import QUARTERS, cost, estimate_tokens
+from cp_agents.fitting import QUARTERS, cost, estimate_tokens, fair_level
+from cp_agents.history import YEAR, Cleaner, Entry, read_fields, read_sources
 from cp_agents.schema import SELF_REPORTED, UserRecord
 
 __all__ = ["AssembledCues", "CueLine", "assemble_cues", "cue_lines", "estimate_tokens"]
 
 # Shares of a budget, as divisors, and sizes in quarter tokens.
 _REPORTED_SHARE = 4  # self-reports may take a quarter of the block, and what the sources leave
+_FIELD_SHARE = 8  # of the self-reports, for each field if there are many
 _CONDENSED_SHARE = 6  # of a source that overflows, for the lines that condense the rest
 _LINE_SHARE = 16  # no item of a source that overflows takes more than this part of it,
 _LINE_MIN = 48 * QUARTERS  # or this
 _SOURCE_MIN = 40 * QUARTERS  # below this a source says nothing: the smallest make room for the others
 _PERIOD_MIN = 30 * QUARTERS
 _EXCERPT_MAX = 20 * QUARTERS  # of one text in a condensed line
-_NAME_MAX = 16 * QUARTERS
-_NAME_CHARS = 32  # of a name that is one long word
-_RAW_MARGIN = 4000  # characters beyond the budget that are read of a text, so that no address is cut in two
+_EXCERPT_MIN = 6 * QUARTERS
 
-_DAYS_PER_YEAR = 365.25
-_YEAR = r"(?:19|20)\d\d"
-_TIME = rf"{_YEAR}(?:-\d\d(?:-\d\d)?)?"
+_TIME = rf"{YEAR}(?:-\d\d(?:-\d\d)?)?"
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]\d+)?"
 _TIME_PREFIX = re.compile(rf"\[({_TIME})\](?: |\Z)", re.ASCII)
 # "(1995)" at the end is far more often the year of a film than a weight: such a weight is printed "(x1, 1995)".
-_SUFFIX = re.compile(rf" \((?:x(\d+)(?:, ({_NUMBER}))?|(?!{_YEAR}\))({_NUMBER}))\)\Z", re.ASCII)
-_CONDENSED = re.compile(r"(\d{1,3}(?:,\d{3})*) (?:more )?items?: ", re.ASCII)
-_WRITTEN_TIME = re.compile(
-    rf"({_YEAR})(?:[-/.年](\d{{1,2}})(?:[-/.月](\d{{1,2}}))?|(\d\d)(\d\d))?[年月日]?(?:[T ,+Z].*)?\Z", re.ASCII | re.DOTALL
-)
-_EPOCH_TIME = re.compile(r"(\d{9,13})(?:\.\d*)?\Z", re.ASCII)
+_SUFFIX = re.compile(rf" \((?:x(\d+)(?:, ({_NUMBER}))?|(?!{YEAR}\))({_NUMBER}))\)\Z", re.ASCII)
+_CONDENSED = re.compile(r"(\d{1,3}(?:,\d{3})*) (?:more )?items?:(?: |\Z)", re.ASCII)
 
 
 class CueLine(NamedTuple):
@@ -64,7 +58,7 @@ class CueLine(NamedTuple):
     source: str
     text: str
     """Without time and suffix; of a self-report "field: value"; of a condensed line all of "N items: ..."."""
-    count: int
+    count: int  # type: ignore[assignment]  # tuple.count gives way to the field
     """How often; of a condensed line how many items it stands for."""
     weight: float | None
     time: str | None
@@ -73,7 +67,7 @@ class CueLine(NamedTuple):
     end: int
     """Offset of the end of the line."""
     condensed: bool = False
-    """True of a line that stands for many items and names the foremost."""
+    """True of a line that stands for many items and names the largest."""
 
 
 class AssembledCues(BaseModel):
@@ -86,12 +80,12 @@ class AssembledCues(BaseModel):
     tokens: int
     """`estimate_tokens(text)`."""
     dropped: dict[str, int]
-    """What is not in the block as it was in the record. Only what occurred is listed.
+    """What is not in the block as it was in the record; only what occurred is listed.
 
-    Items, by their counts: `dropped_items` nowhere in the block; `condensed_items` counted in a condensed line;
-    `empty_items` without any text; `merged_items` entries that were equal to an earlier one.
-    `dropped_sources`, `dropped_fields`, `empty_fields`. Texts: `cut_texts` shown to an ellipsis;
-    `unreadable_times`; `redacted_user`, `_handle`, `_email`, `_phone`, `_url`: placeholders put in, a text
+    Items, by their counts: `dropped_items` are nowhere in the block, `empty_items` had no text that could be shown,
+    `condensed_items` are counted in a condensed line. By entries: `merged_items` were equal to an earlier one,
+    `unreadable_times`, `dropped_sources`, `dropped_fields`, `empty_fields`. By texts: `cut_texts` end in an
+    ellipsis; `redacted_user`, `_handle`, `_email`, `_phone`, `_url` are placeholders put in, those of a text
     that repeats counted once.
     """
 
@@ -129,17 +123,17 @@ def _read_line(source: str, content: str, start: int, end: int) -> CueLine:
 def assemble_cues(record: UserRecord, *, token_budget: int = 3000) -> AssembledCues:
     """The cue block of `record`, of at most `token_budget` estimated tokens.
 
-    1. Every text is sanitised and anonymised (`Redactor`); names of sources and fields too.
-    2. Items of a source that are equal but for case, width and space become one: counts and weights are summed,
-       the latest time stays.
+    1. Every text is sanitised and anonymised (`anonymise.Redactor`); names of sources and fields too.
+    2. Items of a source that are equal but for case and width become one: counts and weights are summed, the
+       latest time stays.
     3. They are ordered by `log2(amount) + latest time in years`, where the amount is the weight, or the count of
-       an item without one: being twice as much outweighs being one year older. An item without a time among
+       an item without one: twice as much weighs as much as a year later. An item without a time among
        others that have one counts as a year older than the newest. Equals stay in the order of the record.
     4. Self-reports get up to a quarter of the budget, the sources share the rest: equally, and what one does not
        need goes to the others. If there are too many for each to say something, the smallest are dropped.
     5. A source that fits its share stands there verbatim; long texts are cut to an equal length if that is
-       enough. Else the foremost items stand there verbatim and the rest is condensed, by month if there is
-       room for each month, else by year.
+       enough. Else the foremost items stand there verbatim and the rest is condensed: by month if there is room
+       for each, else by year, with the oldest and the untimed in one line.
 
     Deterministic: the same record gives the same block. Raises `InputError` for a budget below 1.
     """
@@ -147,23 +141,21 @@ def assemble_cues(record: UserRecord, *, token_budget: int = 3000) -> AssembledC
         raise InputError(f"the token budget of the cues should be 1 or more, found {token_budget}")
     dropped: Counter[str] = Counter()
     budget = token_budget * QUARTERS
-    cleaner = _Cleaner(record.user_id, budget, dropped)
-    fields = _fields(record.self_reported, cleaner)
-    sources = _sources(record.sources, cleaner)
+    cleaner = Cleaner(record.user_id, budget, dropped)
+    fields = read_fields(record.self_reported, cleaner)
+    sources = read_sources(record.sources, cleaner)
 
-    reported_need = _reported_cost(fields)
     needs = {name: _need(name, entries, budget) for name, entries in sources.items()}
-    reported_share = min(reported_need, max(budget // _REPORTED_SHARE, budget - sum(needs.values())))
-    shares = _shares(needs, sources, budget - reported_share)
+    reported = min(_fields_cost(fields), max(budget // _REPORTED_SHARE, budget - sum(needs.values())))
+    shares = _shares(needs, sources, budget - reported)
 
     lines: list[str] = []
     for name, entries in sources.items():
-        room = shares.get(name, 0) - _cost_of_line(_heading(name))
-        if shown := _source_lines(entries, room, cleaner):
+        if shown := _source_lines(entries, shares.get(name, 0) - _line_cost(_heading(name)), cleaner):
             lines += (_heading(name), *shown)
         else:
             dropped["dropped_sources"] += 1
-    fields = _fit_fields(fields, reported_share, cleaner)
+    fields = _fit_fields(fields, reported - _line_cost(_heading(SELF_REPORTED)), cleaner)
     if fields:
         lines += (_heading(SELF_REPORTED), *(f"- {key}: {value}" for key, value in fields.items()))
     text = "\n".join(lines)
@@ -176,205 +168,162 @@ def assemble_cues(record: UserRecord, *, token_budget: int = 3000) -> AssembledC
     )
 
 
-# --- from items to entries --------------------------------------------------------------------------------
-
-
-class _Cleaner:
-    """Makes texts safe, cuts them, and keeps the counts of one record."""
-
-    def __init__(self, user_id: str, budget: int, dropped: Counter[str]) -> None:
-        self.redactor = Redactor(user_id)
-        self.dropped = dropped
-        self._limit = budget + _RAW_MARGIN
-
-    def text(self, raw: str) -> str:
-        """Sanitised and anonymised. Of a text far beyond the budget only as much as could be shown is read."""
-        if len(raw) > self._limit:
-            self.dropped["cut_texts"] += 1
-            end = last_boundary(raw, self._limit)
-            raw = raw[:end] + ELLIPSIS if end else ""
-        return self.redactor.clean(raw)
-
-    def name(self, raw: str) -> str:
-        """Of a source or a field: short, without square brackets and colons."""
-        name = re.sub(r"[\[\]:：]", lambda m: {"[": "(", "]": ")"}.get(m[0], " "), self.text(raw))
-        name = " ".join(name.split())
-        if cost(name) > _NAME_MAX:
-            name = cut(name, _NAME_MAX) or name[:_NAME_CHARS].rstrip() + ELLIPSIS
-        return name or "unnamed"
-
-    def cut(self, text: str, budget: int) -> str:
-        """`fitting.cut`, counted; empty if nothing fits."""
-        if cost(text) <= budget:
-            return text
-        # A cut can make a phone number of a longer row of digits, so that it is looked at once more.
-        shorter = self.redactor.redact(cut(text, budget))
-        if cost(shorter) > budget:
-            return ""
-        self.dropped["cut_texts"] += bool(shorter)
-        return shorter
-
-
-def _fields(raw: dict[str, str], cleaner: _Cleaner) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for raw_key, raw_value in raw.items():
-        key, value = cleaner.name(raw_key), cleaner.text(raw_value)
-        if not value:
-            cleaner.dropped["empty_fields"] += 1
-        elif fields.setdefault(key, value) != value:  # two names that are one after cleaning
-            fields[key] += f"; {value}"
-    return fields
-
-
-def _sources(raw: dict[str, list[CueItem]], cleaner: _Cleaner) -> dict[str, list[_Entry]]:
-    """Entries by source, foremost first. Sources whose names are one after cleaning are one source."""
-    merged: dict[str, dict[str, _Entry]] = {}
-    for raw_name, items in raw.items():
-        if items:
-            name = cleaner.name(raw_name)
-            if name.casefold() == SELF_REPORTED:  # what a user says cannot pose as another part of the block
-                name += " items"
-            _merge(items, merged.setdefault(name, {}), cleaner)
-    return {name: _ordered(entries.values()) for name, entries in merged.items() if entries}
-
-
-def _merge(items: Iterable[CueItem], entries: dict[str, _Entry], cleaner: _Cleaner) -> None:
-    """Add items to the entries of their source, equal ones to the entry that stands for them."""
-    dropped = cleaner.dropped
-    cleaned: dict[str, tuple[str, str]] = {}  # most of a long history repeats itself
-    for item in items:
-        known = cleaned.get(item.text)
-        if known is None:
-            text = cleaner.text(item.text)
-            known = cleaned[item.text] = (_fold(text), text)
-        key, text = known
-        count = max(1, item.count)
-        if not text:
-            dropped["empty_items"] += count
-            continue
-        weight = item.weight if item.weight is not None and math.isfinite(item.weight) else None
-        day, time = None, None
-        if item.time is not None:
-            if (read := read_time(item.time)) is None:
-                dropped["unreadable_times"] += 1
-            else:
-                day, time = read
-        entry = entries.get(key)
-        if entry is None:
-            entries[key] = _Entry(text, count, weight, day, time)
-            continue
-        dropped["merged_items"] += 1
-        entry.count += count
-        if weight is not None:
-            entry.weight = min((entry.weight or 0.0) + weight, sys.float_info.max)
-        if day is not None and (entry.day is None or day > entry.day):
-            entry.day, entry.time = day, time
-
-
-def _fold(text: str) -> str:
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-
-
-def read_time(written: str) -> tuple[int, str] | None:
-    """The day number and the printed form of a time, or None if it cannot be read.
-
-    Reads years, months, days and date-times (ISO 8601 and its look-alikes such as "2024/5/3", "2024年5月3日"), and
-    seconds or milliseconds since 1970. Of a date-time the day stands as it was written: in the time zone of
-    whoever wrote it. Years outside 1900..2099 are placeholders of some database, and not read.
-    """
-    written = written.strip()[:64]
-    try:
-        if (epoch := _EPOCH_TIME.match(written)) is not None:
-            seconds = int(epoch[1]) if len(epoch[1]) < 12 else int(epoch[1]) // 1000
-            day = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).date()
-            return (day.toordinal(), day.isoformat()) if day.year < 2100 else None
-        if (match := _WRITTEN_TIME.match(written)) is None:
-            return None
-        year, month, day_of_month = match[1], match[2] or match[4], match[3] or match[5]
-        day = date(int(year), int(month or 1), int(day_of_month or 1))
-        return day.toordinal(), day.isoformat()[: 10 if day_of_month else 7 if month else 4]
-    except (ValueError, OverflowError):
-        return None
-
-
-def _ordered(entries: Iterable[_Entry]) -> list[_Entry]:
-    """Foremost first (rule 3 of `assemble_cues`)."""
-    found = list(entries)
-    untimed = max((e.day for e in found if e.day is not None), default=0) - _DAYS_PER_YEAR
-
-    def score(entry: _Entry) -> float:
-        amount = entry.count if entry.weight is None else entry.weight
-        years = (untimed if entry.day is None else entry.day) / _DAYS_PER_YEAR
-        return math.log2(amount) + years if amount > 0 else -math.inf
-
-    return sorted(found, key=score, reverse=True)  # stable, also in reverse
-
-
-# --- from entries to lines --------------------------------------------------------------------------------
-
-
 def _heading(name: str) -> str:
     return f"[{name}]"
 
 
-def _line(entry: _Entry, text: str) -> str:
+def _line(entry: Entry, text: str) -> str:
     """The line of an entry, written so that `cue_lines` reads back what was meant."""
     if entry.time is None and (prefix := _TIME_PREFIX.match(text)) is not None:
         text = f"({prefix[1]}){text[prefix.end(1) + 1 :]}"
     if _CONDENSED.match(text) is not None:
         text = text.replace(":", ";", 1)
-    weight = None if entry.weight is None else f"{entry.weight:g}"
     suffix = ""
-    if weight is None:
+    if entry.weight is None:
         if entry.count > 1 or _SUFFIX.search(text) is not None:
             suffix = f" (x{entry.count})"
-    elif entry.count > 1 or re.fullmatch(_YEAR, weight):
-        suffix = f" (x{entry.count}, {weight})"
     else:
-        suffix = f" ({weight})"
+        weight = f"{entry.weight:g}"
+        plain = entry.count == 1 and re.fullmatch(YEAR, weight) is None
+        suffix = f" ({weight})" if plain else f" (x{entry.count}, {weight})"
     return f"- {'' if entry.time is None else f'[{entry.time}] '}{text}{suffix}"
 
 
-def _cost_of_line(line: str) -> int:
-    return cost(line) + 1
+def _line_cost(line: str) -> int:
+    return cost(line) + 1  # with its line break
 
 
-def _need(name: str, entries: Iterable[_Entry], enough: int) -> int:
-    """What the source costs in full; no more is counted once it is above `enough`."""
-    need = _cost_of_line(_heading(name))
+def _need(name: str, entries: Iterable[Entry], enough: int) -> int:
+    """What the source costs in full; not counted further once it is above `enough`."""
+    need = _line_cost(_heading(name))
     for entry in entries:
-        need += _cost_of_line(_line(entry, entry.text))
+        need += _line_cost(_line(entry, entry.text))
         if need > enough:
             break
     return need
 
 
-def _shares(needs: dict[str, int], sources: dict[str, list[_Entry]], budget: int) -> dict[str, int]:
+def _shares(needs: dict[str, int], sources: dict[str, list[Entry]], budget: int) -> dict[str, int]:
     """The budget of each source that gets one (rule 4 of `assemble_cues`)."""
     sizes = {name: sum(e.count for e in entries) for name, entries in sources.items()}
     chosen: list[str] = []
-    least = 0
+    taken = 0
     for name in sorted(needs, key=sizes.__getitem__, reverse=True):
-        this = min(needs[name], _SOURCE_MIN)
-        if not chosen or least + this <= budget:
+        least = min(needs[name], _SOURCE_MIN)
+        if not chosen or taken + least <= budget:
             chosen.append(name)
-            least += this
+            taken += least
     level = fair_level((needs[name] for name in chosen), budget)
     return {name: min(needs[name], level) for name in chosen}
 
 
-def _source_lines(entries: Sequence[_Entry], room: int, cleaner: _Cleaner) -> list[str]:
+def _source_lines(entries: Sequence[Entry], room: int, cleaner: Cleaner) -> list[str]:
     """The lines of a source in `room` quarter tokens (rule 5 of `assemble_cues`)."""
-    lines: list[str] = []
-    rest: list[_Entry] = []
-    costs = [_cost_of_line(_line(e, e.text)) for e in entries[: max(0, room)]]
+    if room <= 0:
+        return _drop(entries, cleaner)
+    costs = [_line_cost(_line(e, e.text)) for e in entries[:room]]
     level = fair_level(costs, room) if len(costs) == len(entries) else 0
-    condensed_room = 0
-    if level < min(_LINE_MIN, max(costs, default=0)):
-        condensed_room = room // _CONDENSED_SHARE
-        level = max(_LINE_MIN, room // _LINE_SHARE)
+    if level >= min(_LINE_MIN, max(costs)):
+        return [line for e in entries if (line := _cut_line(e, level, cleaner)) or _drop([e], cleaner)]
+    lines: list[str] = []
+    rest: list[Entry] = []
+    condensed_room = room // _CONDENSED_SHARE
     left = room - condensed_room
+    level = max(_LINE_MIN, room // _LINE_SHARE)
     for i, entry in enumerate(entries):
-        line = _cut_line(entry, min(level, left) - 1, cleaner) if left > 0 else ""
-        ...
+        line = _cut_line(entry, level if lines else min(level, left), cleaner)
+        if not line:
+            rest.append(entry)
+        elif _line_cost(line) > left:
+            rest += entries[i:]
+            break
+        else:
+            lines.append(line)
+            left -= _line_cost(line)
+    return lines + _condensed_lines(rest, left + condensed_room, cleaner)
+
+
+def _drop(entries: Iterable[Entry], cleaner: Cleaner) -> list[str]:
+    cleaner.dropped["dropped_items"] += sum(e.count for e in entries)
+    return []
+
+
+def _cut_line(entry: Entry, budget: int, cleaner: Cleaner) -> str:
+    """The entry's line with its text cut to fit; empty if not even a word fits."""
+    line = _line(entry, entry.text)
+    if _line_cost(line) <= budget:
+        return line
+    text = cleaner.cut(entry.text, budget - _line_cost(_line(entry, "")))
+    return _line(entry, text) if text else ""
+
+
+def _condensed_lines(rest: Sequence[Entry], room: int, cleaner: Cleaner) -> list[str]:
+    """One line a period, the newest first, and one for what has no time or is older than there is room for."""
+    periods = _by_period(rest, len("2024-05"))
+    if len(periods) * _PERIOD_MIN > room:
+        periods = _by_period(rest, len("2024"))
+    newest = sorted(periods, reverse=True)
+    for period in newest[max(0, room // _PERIOD_MIN - 1) :] if len(periods) * _PERIOD_MIN > room else ():
+        if period:
+            periods.setdefault("", []).extend(periods.pop(period))
+    lines: list[str] = []
+    for left, period in zip(range(len(periods), 0, -1), sorted(periods, reverse=True), strict=True):
+        line = _condensed_line(period, periods[period], room // left, cleaner)
+        if line:
+            lines.append(line)
+            room -= _line_cost(line)
+        else:
+            _drop(periods[period], cleaner)
     return lines
+
+
+def _by_period(entries: Iterable[Entry], digits: int) -> dict[str, list[Entry]]:
+    """Entries by the first `digits` characters of their time; "" where there is none."""
+    periods: dict[str, list[Entry]] = {}
+    for entry in entries:
+        periods.setdefault((entry.time or "")[:digits], []).append(entry)
+    return periods
+
+
+def _condensed_line(period: str, entries: Sequence[Entry], room: int, cleaner: Cleaner) -> str:
+    """`- [period] N items: text (xCOUNT), ...` with as many of the largest as there is room for."""
+    total = sum(e.count for e in entries)
+    noun = "item" if total == 1 else "items"
+    line = f"- [{period}] {total:,} {noun}: " if period else f"- {total:,} more {noun}: "
+    room -= _line_cost(line)
+    parts: list[str] = []
+    for entry in sorted(entries, key=lambda e: e.amount, reverse=True)[: max(0, room)]:
+        if parts and room < _EXCERPT_MIN:
+            break
+        suffix = f" (x{entry.count})" if entry.count > 1 else ""
+        separator = ", " if parts else ""
+        text = cleaner.cut(entry.text, min(_EXCERPT_MAX, room - len(suffix) - len(separator)))
+        if text:
+            parts.append(text + suffix)
+            room -= cost(text) + len(suffix) + len(separator)
+        elif parts:
+            break
+    if not parts:
+        return ""
+    cleaner.dropped["condensed_items"] += total
+    return line + ", ".join(parts)
+
+
+def _fields_cost(fields: dict[str, str]) -> int:
+    lines = (f"- {key}: {value}" for key, value in fields.items())
+    return _line_cost(_heading(SELF_REPORTED)) + sum(map(_line_cost, lines)) if fields else 0
+
+
+def _fit_fields(fields: dict[str, str], room: int, cleaner: Cleaner) -> dict[str, str]:
+    """The fields as they are shown in `room` quarter tokens, long values cut."""
+    costs = [_line_cost(f"- {key}: {value}") for key, value in fields.items()]
+    level = max(fair_level(costs, room), room // _FIELD_SHARE)
+    shown: dict[str, str] = {}
+    for key, value in fields.items():
+        head = _line_cost(f"- {key}: ")
+        if text := cleaner.cut(value, min(level, room) - head):
+            shown[key] = text
+            room -= head + cost(text)
+        else:
+            cleaner.dropped["dropped_fields"] += 1
+    return shown

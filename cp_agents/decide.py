@@ -69,7 +69,7 @@ def ballots_of(rows: Iterable[PredictionRow], taxonomy: Taxonomy, samples: int) 
         if attribute in place and tag is not None and index < samples:
             k, codes = place[attribute]
             ballots.tags[k, 0, index] = codes[tag]
-            ballots.confidence[k, 0, index] = confidence
+            ballots.confidence[k, 0, index] = confidence or 0
             ballots.samplers[0, index] = known.setdefault(sampler, len(known))
             if evidence is not None:
                 ballots.evidence[k, 0, index] = evidence

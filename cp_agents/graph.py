@@ -10,11 +10,10 @@ default, for graphs embedded in a parent that has a context of its own.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict
 
-from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables import RunnableConfig
 from langgraph.errors import NodeError
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -23,12 +22,12 @@ from langgraph.types import Checkpointer, RetryPolicy, Send, interrupt
 
 from cp_agents import decide, sampling
 from cp_agents.backends.base import Backend
-from cp_agents.background import run_sync
 from cp_agents.calibration import UNCALIBRATED, Calibrator
 from cp_agents.cues import assemble_cues
 from cp_agents.decide import Tally
 from cp_agents.errors import BackendError, ErrorType, InputError
 from cp_agents.meter import Meter
+from cp_agents.nodes import Step, Waiting
 from cp_agents.prompts.render import Prompt
 from cp_agents.review import question, response_schema
 from cp_agents.schema import AttributeProfile, Profile, Status, UserRecord
@@ -78,6 +77,7 @@ class ProfileState(TypedDict, total=False):
 
     record: dict[str, Any]
     record_id: int
+    asked: int
     drawn: Annotated[list[int], _collect]
     tallies: dict[str, Tally]
     attributes: dict[str, dict[str, Any]]
@@ -122,7 +122,7 @@ def build_graph(
         record_id = ctx.store.put_record(
             ctx.run_id, record.user_id, cues, None if thread is None else str(thread)
         )
-        return {"record_id": record_id, "drawn": None}
+        return {"record_id": record_id, "asked": ctx.settings.samples, "drawn": None}
 
     async def sample(state: ProfileState) -> dict[str, Any]:
         ctx = current()
@@ -149,21 +149,18 @@ def build_graph(
         sampling.store_failure(current(), state["record_id"], state["sample_index"], kind, str(raised))
         return {"drawn": [state["sample_index"]]}
 
-    def branches(state: ProfileState) -> list[Send]:
+    def branches(state: ProfileState, _: RunnableConfig) -> list[Send]:
         record_id = state["record_id"]
-        return [
-            Send("sample", SampleBranch(record_id=record_id, sample_index=i))
-            for i in range(current().settings.samples)
-        ]
+        return [Send("sample", SampleBranch(record_id=record_id, sample_index=i)) for i in range(state["asked"])]
 
-    def vote(state: ProfileState) -> dict[str, Any]:
+    def vote(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         """Equations 3-5 over the surviving samples."""
         ctx = current()
         rows = ctx.store.predictions(state["record_id"])
         ballots = decide.ballots_of(rows, ctx.taxonomy, ctx.settings.samples)
         return {"tallies": decide.tally(ballots, ctx.taxonomy, ctx.settings.vote)[0]}
 
-    def calibrate(state: ProfileState) -> dict[str, Any]:
+    def calibrate(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         ctx = current()
         [tallies] = decide.calibrate([state["tallies"]], ctx.calibrator, ctx.settings.samples)
         return {
@@ -171,7 +168,7 @@ def build_graph(
             "calibrator": ctx.calibrator.label if ctx.calibrator else UNCALIBRATED,
         }
 
-    def abstain(state: ProfileState) -> dict[str, Any]:
+    def abstain(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         ctx = current()
         user_id, cues, reported = ctx.store.record(state["record_id"])
         attributes = decide.abstain(user_id, cues, reported, state["tallies"], ctx.taxonomy, ctx.settings)
@@ -186,7 +183,7 @@ def build_graph(
         )
         return apply_reviews(profile, reviewed(ctx.store, [state["record_id"]]).get(state["record_id"], {}))
 
-    def needs_review(state: ProfileState) -> Literal["review", "finalize"]:
+    def needs_review(state: ProfileState, _: RunnableConfig) -> Literal["review", "finalize"]:
         waiting = any(value["status"] == Status.NEEDS_REVIEW for value in state["attributes"].values())
         return "review" if waiting else "finalize"
 
@@ -209,7 +206,7 @@ def build_graph(
         answer_reviews(ctx.store, record_id, answers, response.reviewer)
         return {}
 
-    def finalize(state: ProfileState) -> dict[str, Any]:
+    def finalize(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         ctx = current()
         user_id, _, _ = ctx.store.record(state["record_id"])
         profile = profile_of(state, ctx, user_id)
@@ -221,29 +218,29 @@ def build_graph(
     graph = StateGraph(
         ProfileState, context_schema=ProfilingContext, input_schema=ProfileInput, output_schema=ProfileOutput
     )
-    graph.add_node("assemble_cues", assemble)
+    graph.add_node("assemble_cues", Step(assemble))
     if fanout == "send":
         graph.add_node(
             "sample",
-            _sync_and_async(sample_one),
+            Waiting(sample_one),
             input_schema=SampleBranch,
             retry_policy=RetryPolicy(max_attempts=3, retry_on=_worth_retrying),
             error_handler=sample_failed,
         )
-        graph.add_conditional_edges("assemble_cues", branches, ["sample"])
+        graph.add_conditional_edges("assemble_cues", Step(branches), ["sample"])
     else:
-        graph.add_node("sample", _sync_and_async(sample))
+        graph.add_node("sample", Waiting(sample))
         graph.add_edge("assemble_cues", "sample")
-    graph.add_node("vote", vote)
-    graph.add_node("calibrate", calibrate)
-    graph.add_node("abstain", abstain)
-    graph.add_node("review", review)
-    graph.add_node("finalize", finalize)
+    graph.add_node("vote", Step(vote))
+    graph.add_node("calibrate", Step(calibrate))
+    graph.add_node("abstain", Step(abstain))
+    graph.add_node("review", Step(review))
+    graph.add_node("finalize", Step(finalize))
     graph.add_edge(START, "assemble_cues")
     graph.add_edge("sample", "vote")
     graph.add_edge("vote", "calibrate")
     graph.add_edge("calibrate", "abstain")
-    graph.add_conditional_edges("abstain", needs_review)
+    graph.add_conditional_edges("abstain", Step(needs_review), ["review", "finalize"])
     graph.add_edge("review", "finalize")
     graph.add_edge("finalize", END)
     return graph
@@ -258,8 +255,3 @@ def compile_graph(
 
 def _worth_retrying(error: Exception) -> bool:
     return isinstance(error, BackendError) and error.is_retryable
-
-
-def _sync_and_async(node: Callable[[Any], Awaitable[dict[str, Any]]]) -> RunnableLambda[Any, dict[str, Any]]:
-    """One node for `invoke` and `ainvoke`: without a running loop, the coroutine runs on the background loop."""
-    return RunnableLambda(lambda state: run_sync(node(state)), afunc=node, name=node.__name__)

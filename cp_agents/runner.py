@@ -19,6 +19,7 @@ from cp_agents.relabel import Decided, relabel
 from cp_agents.schema import Profile, Status, UserRecord
 from cp_agents.stores.reviews import requeue
 from cp_agents.stores.traces import TraceStore
+from cp_agents.voting import VoteMethod
 
 
 @dataclass
@@ -76,7 +77,7 @@ async def run_batch(
 
     async def work() -> None:
         while not stop.requested and not fatal:
-            [raw] = list(islice(pending, 1)) or [None]
+            raw = next(pending, None)
             if raw is None:
                 return
             try:
@@ -118,7 +119,7 @@ def label_run(ctx: ProfilingContext, calibrator: Calibrator | Literal["fit"] | N
     return used
 
 
-def store_decided(store: TraceStore, vote: str, decided: Iterable[Decided], batch: int = 500) -> None:
+def store_decided(store: TraceStore, vote: VoteMethod, decided: Iterable[Decided], batch: int = 500) -> None:
     """Store decided records in batches, and let the review queue follow."""
     iterator = iter(decided)
     while part := list(islice(iterator, batch)):

@@ -6,8 +6,10 @@ Every sample is parsed, grounded and committed when it lands, good or with a typ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,12 @@ from cp_agents.errors import BackendError, ErrorType
 from cp_agents.grounding import CueIndex, ground
 from cp_agents.parsing import parse_completion
 from cp_agents.schema import Completion, Usage
-from cp_agents.stores.traces import StoredSample
+from cp_agents.stores.traces import NewSample, StoredSample
 
 if TYPE_CHECKING:
     from cp_agents.graph import ProfilingContext
+
+_MOST_OF_A_MESSAGE = 300
 
 
 async def draw(
@@ -41,65 +45,76 @@ async def draw(
             missing.append(index)
     if not missing:
         return
-    user_id, cues, _ = ctx.store.record(record_id)
-    request = _request(ctx, user_id, cues, tuple(missing))
-    landing = _Landing(ctx, record_id, cues, request)
-    for index, (sample_id, completion) in landing.cached(missing).items():
-        missing.remove(index)
-        yield landing.store(
-            completion.model_copy(update={"index": index, "usage": Usage()}), from_cache=sample_id
-        )
-    if not missing:
+    landing = _Landing(ctx, record_id, missing)
+    if reused := landing.cached():
+        for sample in landing.store(reused):
+            yield sample
+    left = sorted(set(missing) - {sample.completion.index for sample in reused})
+    if not left:
         return
-    left = set(missing)
+    waiting = set(left)
     retries_itself = ctx.backend.capabilities.retries
+
+    def failures(kind: ErrorType, message: str) -> list[StoredSample]:
+        return landing.store([landing.failure(index, kind, message) for index in sorted(waiting)])
+
     try:
-        async for completion in ctx.backend.sample(_request(ctx, user_id, cues, tuple(missing))):
-            left.discard(completion.index)
-            kind = completion.error_type
-            if raise_retryable and kind is not None and kind.is_retryable and not retries_itself:
-                raise BackendError(completion.error_message or kind.value, kind)
-            yield landing.store(completion)
+        async for group in landed_together(ctx.backend.sample(replace(landing.request, indices=tuple(left)))):
+            for completion in group:
+                kind = completion.error_type
+                if raise_retryable and kind is not None and kind.is_retryable and not retries_itself:
+                    raise BackendError(completion.error_message or kind.value, kind)
+            waiting -= {completion.index for completion in group}
+            for sample in landing.store([landing.landed(completion) for completion in group]):
+                yield sample
     except BackendError as error:
         if error.error_type.is_fatal or raise_retryable:
             raise
-        for index in sorted(left):
-            yield landing.store(landing.failure(index, error.error_type, str(error)))
-    except (asyncio.CancelledError, GeneratorExit):
-        raise
+        for sample in failures(error.error_type, str(error)):
+            yield sample
     except Exception as error:
         # A fault of the adapter itself must not lose the record: it becomes typed rows like any other failure.
         if raise_retryable:
             raise
-        for index in sorted(left):
-            yield landing.store(
-                landing.failure(index, ErrorType.INTERNAL, f"{type(error).__name__}: {error}")
-            )
+        for sample in failures(ErrorType.INTERNAL, f"{type(error).__name__}: {error}"):
+            yield sample
     else:
-        for index in sorted(left):
-            yield landing.store(landing.failure(index, ErrorType.INTERNAL, "the backend gave no completion"))
+        if waiting:
+            for sample in failures(ErrorType.INTERNAL, "the backend gave no completion"):
+                yield sample
 
 
-def store_failure(
-    ctx: ProfilingContext, record_id: int, index: int, kind: ErrorType, message: str
-) -> StoredSample:
+def store_failure(ctx: ProfilingContext, record_id: int, index: int, kind: ErrorType, message: str) -> None:
     """Store a typed failure in place of a sample."""
-    user_id, cues, _ = ctx.store.record(record_id)
-    landing = _Landing(ctx, record_id, cues, _request(ctx, user_id, cues, (index,)))
-    return landing.store(landing.failure(index, kind, message))
+    landing = _Landing(ctx, record_id, [index])
+    landing.store([landing.failure(index, kind, message)])
 
 
-def _request(ctx: ProfilingContext, user_id: str, cues: str, indices: tuple[int, ...]) -> SampleRequest:
-    settings = ctx.settings
-    return SampleRequest(
-        messages=ctx.prompt.messages(cues),
-        indices=indices,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_tokens=settings.max_tokens,
-        seed=settings.seed,
-        record_key=user_id,
-    )
+async def landed_together(completions: AsyncIterator[Completion]) -> AsyncIterator[list[Completion]]:
+    """Group what arrives without waiting in between, as the choices of one reply do: one commit serves them."""
+    following: asyncio.Task[Completion] = asyncio.ensure_future(anext(completions))  # type: ignore[arg-type]
+    try:
+        while True:
+            try:
+                group = [await following]
+            except StopAsyncIteration:
+                return
+            ended: BaseException | None = None
+            while ended is None:
+                following = asyncio.ensure_future(anext(completions))  # type: ignore[arg-type]
+                await asyncio.sleep(0)
+                if not following.done():
+                    break
+                if (ended := following.exception()) is None:
+                    group.append(following.result())
+            yield group
+    finally:
+        if not following.done():
+            following.cancel()
+            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
+                await following
+        if (close := getattr(completions, "aclose", None)) is not None:
+            await close()
 
 
 @lru_cache(maxsize=256)
@@ -109,43 +124,61 @@ def _index(cues: str) -> CueIndex:
 
 
 class _Landing:
-    """Parses, grounds and stores the samples of one record."""
+    """Parses, grounds and stores samples of one record."""
 
-    def __init__(self, ctx: ProfilingContext, record_id: int, cues: str, request: SampleRequest) -> None:
+    def __init__(self, ctx: ProfilingContext, record_id: int, indices: list[int]) -> None:
+        user_id, self._cues, _ = ctx.store.record(record_id)
+        self.request = SampleRequest(
+            messages=ctx.prompt.messages(self._cues),
+            indices=tuple(indices),
+            temperature=ctx.settings.temperature,
+            top_p=ctx.settings.top_p,
+            max_tokens=ctx.settings.max_tokens,
+            seed=ctx.settings.seed,
+            record_key=user_id,
+        )
+        canonical = self.request.canonical()
         self._ctx = ctx
         self._record_id = record_id
-        self._cues = cues
-        self._keys = dict(zip(request.indices, cache_keys(ctx.backend.identity, request), strict=True))
-        self._prompt_hash = hashlib.sha256(request.canonical().encode()).hexdigest()[:16]
+        self._keys = cache_keys(ctx.backend.identity, canonical, indices)
+        self._prompt_hash = hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
-    def cached(self, indices: Iterable[int]) -> dict[int, tuple[int, Completion]]:
-        """Earlier answers to the very same request, by index."""
-        found = self._ctx.store.cached([self._keys[i] for i in indices])
-        return {i: found[key] for i, key in self._keys.items() if key in found}
+    def cached(self) -> list[NewSample]:
+        """Earlier answers to the very same request, as new samples that cost nothing."""
+        found = self._ctx.store.cached(list(self._keys.values()))
+        samples = []
+        for index, key in self._keys.items():
+            if key in found:
+                sample_id, completion = found[key]
+                completion = completion.model_copy(update={"index": index, "usage": Usage()})
+                samples.append(self._read(completion)._replace(cache_key=None, from_cache=sample_id))
+        self._ctx.meter.reused += len(samples)
+        return samples
 
-    def store(self, completion: Completion, from_cache: int | None = None) -> StoredSample:
-        """Parse, ground and commit one completion."""
-        if not completion.sampler:
-            completion = completion.model_copy(update={"sampler": self._ctx.backend.identity.sampler})
+    def landed(self, completion: Completion) -> NewSample:
+        """What a backend has just given, read and counted."""
+        sample = self._read(completion)
+        self._ctx.meter.add(sample.completion, sample.outcome)
+        return sample
+
+    def failure(self, index: int, kind: ErrorType, message: str) -> NewSample:
+        """A sample that says why there is none."""
+        return self.landed(
+            Completion(index=index, error_type=kind, error_message=message[:_MOST_OF_A_MESSAGE])
+        )
+
+    def store(self, samples: list[NewSample]) -> list[StoredSample]:
+        """Commit samples in one transaction."""
+        return self._ctx.store.add_samples(self._record_id, self._prompt_hash, samples)
+
+    def _read(self, completion: Completion) -> NewSample:
         parsed = parse_completion(completion, self._ctx.taxonomy)
         predictions = ground(parsed, _index(self._cues), cap=self._ctx.settings.evidence_cap)
+        changes = {}
+        if not completion.sampler:
+            changes["sampler"] = self._ctx.backend.identity.sampler
         if parsed.reasoning and parsed.reasoning != completion.reasoning:
-            completion = completion.model_copy(update={"reasoning": parsed.reasoning})
-        if from_cache is None:
-            self._ctx.meter.add(completion, parsed.outcome)
-        else:
-            self._ctx.meter.reused += 1
-        sample_id = self._ctx.store.add_sample(
-            self._record_id,
-            completion,
-            parsed.outcome,
-            predictions,
-            prompt_hash=self._prompt_hash,
-            cache_key=None if from_cache is not None else self._keys.get(completion.index),
-            from_cache=from_cache,
-        )
-        return StoredSample(sample_id, completion.index, parsed.outcome, completion.error_type)
-
-    def failure(self, index: int, kind: ErrorType, message: str) -> Completion:
-        """A completion that says why there is none."""
-        return Completion(index=index, error_type=kind, error_message=message[:300])
+            changes["reasoning"] = parsed.reasoning
+        if changes:
+            completion = completion.model_copy(update=changes)
+        return NewSample(completion, parsed.outcome, predictions, self._keys[completion.index])

@@ -22,19 +22,19 @@ class ProfileSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    samples: int = Field(10, ge=1, le=1000)
+    samples: int = Field(default=10, ge=1, le=1000)
     """M, the parallel samples per record."""
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(0.95, gt=0, le=1)
-    max_tokens: int = Field(1200, ge=16)
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=1200, ge=16)
     """Per sample."""
     seed: int = 0
-    token_budget: int = Field(3000, ge=64)
+    token_budget: int = Field(default=3000, ge=64)
     """Estimated tokens of the cue block."""
-    evidence_cap: int | None = Field(2, ge=1, le=5)
+    evidence_cap: int | None = Field(default=2, ge=1, le=5)
     """Highest confidence of a tag whose evidence stands nowhere in the record; None leaves it as stated."""
     vote: VoteMethod = "weighted"
-    min_survivors: int = Field(3, ge=1)
+    min_survivors: int = Field(default=3, ge=1)
     """Usable votes below which an attribute fails (never more than `samples`)."""
     tau: dict[str, float] = {}
     """Threshold per attribute, 1..5; attributes not named have 1."""

@@ -25,13 +25,27 @@ Text = str | dict[str, str]
 """A text, or one per language code: `{"en": ..., "zh": ...}`."""
 
 _DASHES = re.compile(r"[‐-―−－~～〜]")
+# A number with a short word around it ("25岁", "约 25", "25 years old"), unless a word makes it a range: "90后", "50+".
+_NUMBER = re.compile(r"\D{0,3}(\d{1,4}(?:\.\d+)?)\D{0,12}")
+_VAGUE = re.compile(
+    r"[<>≤≥+%]|-|\ds\b|plus|over|under|above|below|less|more|some|few|[未超于过多几代后後]|不到|不足|以[上下内外]"
+)
+_RESERVED = frozenset({"record", "tag", "score", "evidence", "think"})
+"""Element names of the prompt and of answers, which no attribute may have."""
 _ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 def fold(text: str) -> str:
     """Fold width, dashes, case and space, so that `Parenting (Child 0–2)` and its full-width twin are equal."""
-    folded = _DASHES.sub("-", unicodedata.normalize("NFKC", text)).casefold()
-    return re.sub(r"[\s_]+", " ", re.sub(r"\s*([-/,()])\s*", r"\1", folded)).strip()
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = _DASHES.sub("-", folded)
+    return re.sub(r"\s*([-/,()])\s*", r"\1", re.sub(r"[\s_]+", " ", folded)).strip()
+
+
+_NA_NAMES = frozenset(
+    fold(word) for word in (NA, "N/A", "n.a.", "unknown", "unknown(NA)", "未知", "无法判断")
+)
+"""How NA is written, folded."""
 
 
 def in_language(text: Text, language: str) -> str:
@@ -55,6 +69,19 @@ class Tag(BaseModel):
     phrases: dict[str, float] = {}
     """Phrases that speak for this tag with a weight, for the lexicon backend (user taxonomies)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, raw: object) -> object:
+        return {"name": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _check(self) -> Tag:
+        if any(c in self.name for c in "<>\n"):
+            raise ValueError(f"tag {self.name!r} contains <, > or a line break")
+        if self.range is not None and self.range[0] > self.range[1]:
+            raise ValueError(f"tag {self.name!r}: the range {list(self.range)} ends before it begins")
+        return self
+
 
 class Attribute(BaseModel):
     """One dimension D_k with its closed set T_k; NA is always part of it and never listed."""
@@ -73,14 +100,18 @@ class Attribute(BaseModel):
             raise ValueError(
                 f"attribute name {self.name!r} should be lower-case letters, digits and _, starting with a letter"
             )
+        if self.name in _RESERVED:
+            raise ValueError(f"attribute name {self.name!r} is taken by the wire format, choose another")
         seen: dict[str, str] = {}
         for tag in self.tags:
-            if any(c in tag.name for c in "<>\n"):
-                raise ValueError(f"attribute {self.name!r}: tag {tag.name!r} contains <, > or a line break")
             for name in (tag.name, *tag.aliases):
                 key = fold(name)
-                if key == fold(NA):
-                    raise ValueError(f"attribute {self.name!r}: NA is in every closed set, do not list it")
+                if not key:
+                    raise ValueError(f"attribute {self.name!r}: a tag or an alias is empty")
+                if key in _NA_NAMES:
+                    raise ValueError(
+                        f"attribute {self.name!r}: NA is in every closed set, do not list {name!r}"
+                    )
                 if key in seen and (name == tag.name or seen[key] != tag.name):
                     raise ValueError(f"attribute {self.name!r}: duplicate tag {name!r}")
                 seen[key] = tag.name
@@ -99,19 +130,25 @@ class Attribute(BaseModel):
     @cached_property
     def _by_fold(self) -> dict[str, str]:
         table = {fold(name): t.name for t in self.tags for name in (*t.aliases, t.name)}
-        return table | {fold(word): NA for word in (NA, "N/A", "n.a.", "unknown", "unknown(NA)", "未知", "无法判断")}
+        return table | {
+            fold(word): NA for word in (NA, "N/A", "n.a.", "unknown", "unknown(NA)", "未知", "无法判断")
+        }
 
     def match_tag(self, text: str) -> str | None:
         """The tag that `text` names (folded; aliases count), or None when it is not in the closed set."""
-        return self._by_fold.get(fold(text))
+        return text if text in self.codes else self._by_fold.get(fold(text))
 
     def match_value(self, text: str) -> str | None:
-        """Like `match_tag`, and numbers are looked up in the tags' ranges: "25" is "24-30"."""
+        """Like `match_tag`, and numbers are looked up in the tags' ranges: "25" is "24-30".
+
+        A number that stands for a range ("20s", "90后", "over 30") names a tag only as an alias.
+        """
         if (tag := self.match_tag(text)) is not None:
             return tag
-        number = re.fullmatch(r"\D{0,3}(\d{1,4}(?:\.\d+)?)\D{0,12}", unicodedata.normalize("NFKC", text.strip()))
-        if number is not None:
-            value = float(number.group(1))
+        folded = fold(text)
+        number = _NUMBER.fullmatch(folded)
+        if number is not None and not _VAGUE.search(folded):
+            value = float(number[1])
             for t in self.tags:
                 if t.range is not None and t.range[0] <= value <= t.range[1]:
                     return t.name
@@ -180,7 +217,10 @@ def load_taxonomy(source: str | Path = "profilebench") -> Taxonomy:
     if path.suffix.lower() in {".yaml", ".yml"}:
         if not path.is_file():
             raise InputError(f"no taxonomy file at {path}")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"taxonomy {source}: not UTF-8 text") from None
     else:
         built_in = resources.files("cp_agents") / "taxonomies" / f"{source}.yaml"
         if not built_in.is_file():
@@ -195,7 +235,47 @@ def load_taxonomy(source: str | Path = "profilebench") -> Taxonomy:
     try:
         return Taxonomy.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"taxonomy {source}: {where + ': ' if where else ''}{message}") from None
+        raise InputError(f"taxonomy {source}: {_sentence(raw, error)}") from None
+
+
+_SINGULAR = {"attributes": "attribute", "tags": "tag"}
+_WRONG = {
+    "missing": "is missing",
+    "extra_forbidden": "is not a known field",
+    "too_short": "should not be empty",
+    "string_type": "should be text",
+    "list_type": "should be a list",
+    "model_type": "should be a mapping",
+    "dict_type": "should be a mapping",
+    "tuple_type": "should be [lowest, highest]",
+    "too_long": "should be [lowest, highest]",
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+}
+
+
+def _sentence(raw: object, error: ValidationError) -> str:
+    """The first thing that is wrong, and where, by the names that the file gives."""
+    first = error.errors()[0]
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    where: list[str] = []
+    before: int | str = ""
+    for part in first["loc"]:
+        if isinstance(part, int):
+            raw = raw[part] if isinstance(raw, list) and part < len(raw) else None
+            name = raw.get("name") if isinstance(raw, dict) else None
+            if before in _SINGULAR:
+                where[-1] = f"{_SINGULAR[str(before)]} {part + 1 if name is None else repr(name)}"
+            else:
+                where.append(f"number {part + 1}")
+        elif isinstance(raw, dict) and (
+            part in raw or first["type"] == "missing"
+        ):  # else it is a branch of a union, which is no place in the file
+            where.append(part)
+            raw = raw.get(part)
+        before = part
+    wrong = _WRONG.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+    if "description" in where:
+        wrong = "should be a text, or one text per language"
+    return f"{', '.join(where)} {wrong}"

@@ -34,8 +34,8 @@ def forget(
     The store is vacuumed and its write-ahead log truncated, so that nothing stays in free pages. Asking again
     for a user who is not there is no error: the answer counts zero.
     """
-    exports = [Path(path) for path in exports]
-    for path in (*exports, *([Path(checkpoints)] if checkpoints else [])):
+    files = [Path(path) for path in exports]
+    for path in (*files, *([Path(checkpoints)] if checkpoints else [])):
         if not path.is_file():
             raise InputError(f"no file at {path} to forget {user_id!r} in")
     found = store.rows("select record_id, thread_id from records where user_id = ?", (user_id,))
@@ -54,7 +54,7 @@ def forget(
         store._conn.execute("pragma wal_checkpoint(truncate)")
     if checkpoints is not None:
         _forget_threads(Path(checkpoints), threads)
-    lines = sum(_forget_lines(path, user_id) for path in exports)
+    lines = sum(_forget_lines(path, user_id) for path in files)
     return Forgotten(len(found), samples, threads, lines)
 
 

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ from cp_agents.stores.migrations import migrate
 Row = Mapping[str, Any]
 
 
-class StoredSample(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StoredSample:
     """What the graph needs to know of a stored sample."""
 
     sample_id: int
@@ -37,6 +39,18 @@ class StoredSample(NamedTuple):
     def is_final(self) -> bool:
         """Whether a resumed run keeps it: an answer, or an error that asking again would not mend."""
         return self.error_type is None or not self.error_type.is_retryable
+
+
+class NewSample(NamedTuple):
+    """A sample that has landed, read and ready to be stored."""
+
+    completion: Completion
+    outcome: Outcome
+    predictions: Mapping[str, Prediction]
+    cache_key: str | None = None
+    """Under which later requests find it; None keeps it out of the cache."""
+    from_cache: int | None = None
+    """The stored sample that it repeats; no call was made for it."""
 
 
 class VoteRow(NamedTuple):
@@ -255,73 +269,69 @@ class TraceStore:
             for sample_id, index, outcome, error in found
         }
 
-    def add_sample(
-        self,
-        record_id: int,
-        completion: Completion,
-        outcome: Outcome,
-        predictions: Mapping[str, Prediction],
-        *,
-        prompt_hash: str,
-        cache_key: str | None = None,
-        from_cache: int | None = None,
-    ) -> int:
-        """Store one sample with its predictions, at once. Replaces a failed one of the same index.
+    def add_samples(
+        self, record_id: int, prompt_hash: str, samples: Iterable[NewSample]
+    ) -> list[StoredSample]:
+        """Commit samples with their predictions, all in one transaction; each replaces one of the same index.
 
-        A sample without an error is also entered in the cache under `cache_key`.
+        A sample without an error is also entered in the cache under its key.
         """
-        usage = completion.usage
+        stamp = now()
+        stored = []
         with self.transaction() as conn:
-            old = conn.execute(
-                "select sample_id from samples where record_id = ? and sample_index = ?",
-                (record_id, completion.index),
-            ).fetchone()
-            if old:
-                conn.execute("delete from cache where sample_id = ?", old)
-                conn.execute("delete from predictions where sample_id = ?", old)
-                conn.execute("delete from samples where sample_id = ?", old)
-            cursor = conn.execute(
-                "insert into samples (record_id, sample_index, sampler, prompt_hash, outcome, finish_reason,"
-                " error_type, error_message, text, reasoning, prompt_tokens, completion_tokens, cached_tokens,"
-                " reasoning_tokens, usage_estimated, latency_s, cost_usd, from_cache, created_at)"
-                " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    record_id,
-                    completion.index,
-                    completion.sampler,
-                    prompt_hash,
-                    outcome.value,
-                    completion.finish_reason,
-                    completion.error_type.value if completion.error_type else None,
-                    completion.error_message,
-                    completion.text,
-                    completion.reasoning or None,
-                    usage.prompt_tokens,
-                    usage.completion_tokens,
-                    usage.cached_tokens or None,
-                    usage.reasoning_tokens or None,
-                    1 if usage.estimated else None,
-                    round(completion.latency_s, 4),
-                    completion.cost_usd,
-                    from_cache,
-                    now(),
-                ),
-            )
-            sample_id = cursor.lastrowid
-            assert sample_id is not None
-            conn.executemany(
-                "insert into predictions (sample_id, attribute, outcome, tag, confidence, evidence)"
-                " values (?, ?, ?, ?, ?, ?)",
-                [
-                    (sample_id, name, p.outcome.value, p.tag, p.confidence, pack_evidence(p.evidence))
-                    for name, p in predictions.items()
-                ],
-            )
-            if cache_key is not None and completion.error_type is None:
-                conn.execute(
-                    "insert or ignore into cache (key, sample_id) values (?, ?)", (cache_key, sample_id)
+            for sample in samples:
+                completion, usage = sample.completion, sample.completion.usage
+                old = conn.execute(
+                    "select sample_id from samples where record_id = ? and sample_index = ?",
+                    (record_id, completion.index),
+                ).fetchone()
+                if old:
+                    for table in ("cache", "predictions", "samples"):
+                        conn.execute(f"delete from {table} where sample_id = ?", old)
+                error = completion.error_type
+                sample_id = conn.execute(
+                    "insert into samples (record_id, sample_index, sampler, prompt_hash, outcome, finish_reason,"
+                    " error_type, error_message, text, reasoning, prompt_tokens, completion_tokens, cached_tokens,"
+                    " reasoning_tokens, usage_estimated, latency_s, cost_usd, from_cache, created_at)"
+                    " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        record_id,
+                        completion.index,
+                        completion.sampler,
+                        prompt_hash,
+                        sample.outcome.value,
+                        completion.finish_reason,
+                        error.value if error else None,
+                        completion.error_message,
+                        completion.text,
+                        completion.reasoning or None,
+                        usage.prompt_tokens or None,
+                        usage.completion_tokens or None,
+                        usage.cached_tokens or None,
+                        usage.reasoning_tokens or None,
+                        1 if usage.estimated else None,
+                        round(completion.latency_s, 4),
+                        completion.cost_usd,
+                        sample.from_cache,
+                        stamp,
+                    ),
+                ).lastrowid
+                assert sample_id is not None
+                conn.executemany(
+                    "insert into predictions (sample_id, attribute, outcome, tag, confidence, evidence)"
+                    " values (?, ?, ?, ?, ?, ?)",
+                    [
+                        (sample_id, name, p.outcome.value, p.tag, p.confidence, pack_evidence(p.evidence))
+                        for name, p in sample.predictions.items()
+                    ],
                 )
-            return sample_id
+                if sample.cache_key is not None and error is None:
+                    conn.execute(
+                        "insert or ignore into cache (key, sample_id) values (?, ?)",
+                        (sample.cache_key, sample_id),
+                    )
+                stored.append(StoredSample(sample_id, completion.index, sample.outcome, error))
+        return stored
 
     def cached(self, keys: Sequence[str]) -> dict[str, tuple[int, Completion]]:
         """Stored answers by cache key: `(sample_id, completion)`; indices are the stored ones."""

@@ -241,9 +241,11 @@ class LoopbackServer:
     async def __aenter__(self) -> LoopbackServer:
         self._closing = asyncio.Event()
         handler = self._handle_canned if self.config.canned else self._handle
-        self._runner = web.ServerRunner(web.Server(handler, handler_cancellation=True, access_log=None))
+        self._runner = web.ServerRunner(
+            web.Server(handler, handler_cancellation=True, access_log=None), shutdown_timeout=0.2
+        )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, shutdown_timeout=0.2, backlog=2048)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=2048)
         await site.start()
         self._port = self._runner.addresses[0][1]
         return self
@@ -291,9 +293,10 @@ class LoopbackServer:
         response = web.Response(
             body=payload, status=reply.status, headers=reply.headers, content_type="application/json"
         )
-        await response.prepare(request)
-        await response.write_eof()
-        self._finished(logged, reply.status)
+        with contextlib.suppress(ConnectionError):  # the client may have gone
+            await response.prepare(request)
+            await response.write_eof()
+            self._finished(logged, reply.status)
         return response
 
     def _decide(self, request: web.BaseRequest, body: Body, logged: LoggedRequest) -> Reply:

@@ -32,7 +32,7 @@ from cp_agents.stores.reviews import (
     reviewed,
 )
 from cp_agents.stores.stats import run_stats, table_sizes
-from cp_agents.stores.traces import TraceStore, VoteRow
+from cp_agents.stores.traces import NewSample, TraceStore, VoteRow
 from cp_agents.taxonomy import Attribute, Tag, Taxonomy
 
 PETS = Taxonomy(name="pets", attributes=[Attribute(name="pet", tags=[Tag(name="Cat"), Tag(name="Dog")])])
@@ -63,7 +63,7 @@ def good(tag: str = "Cat") -> dict[str, Prediction]:
 def add(store: TraceStore, record: int, index: int, key: str | None = None, **fields: object) -> int:
     completion = Completion(index=index, text="<pet>", sampler="s", **fields)  # type: ignore[arg-type]
     outcome = Outcome.ERROR if completion.error_type else Outcome.OK
-    return store.add_sample(record, completion, outcome, good(), prompt_hash="h", cache_key=key)
+    return store.add_samples(record, "h", [NewSample(completion, outcome, good(), key)])[0].sample_id
 
 
 def value(**changes: object) -> AttributeProfile:

@@ -100,16 +100,10 @@ def _attributes(found: Evaluation) -> Table:
 def _averages(found: Evaluation) -> Table:
     from rich.table import Table
 
+    from cp_agents.evaluation.metrics import AverageMetrics
+
     table = Table(title="means over attributes", title_justify="left", pad_edge=False)
-    names = (
-        "selective_accuracy",
-        "coverage",
-        "true_recall",
-        "macro_f1",
-        "paper_f1_mean",
-        "paper_f1_of_means",
-    )
-    names = (*names, "paper_f1_tp_na_mean", "paper_f1_tp_na_of_means")
+    names = [name for name in AverageMetrics.model_fields if name not in {"tau", "recall_tp_na"}]
     for name in ("tau", *names):
         table.add_column(name, justify="right")
     for row in found.average:
