@@ -239,13 +239,13 @@ class OpenAIBackend:
             await self._limits.admit(booked)
             started = time.perf_counter()
             answer = await self._endpoint.post(line, content, asked)
-            self._answered = time.perf_counter()
+            landed = self._answered = time.perf_counter()
         reply = read_reply(answer, len(run))
         if len(reply.choices) < len(run):
             self._n = False
         elif several and self._n is None:
             self._n = True
-        return self._completions(prompt, run, reply, booked, self._answered - started)
+        return self._completions(prompt, run, reply, booked, landed - started)
 
     def _completions(
         self, prompt: Prompt, run: range, reply: Reply, booked: int, latency_s: float

@@ -41,9 +41,6 @@ def sanitise(text: str) -> str:
     """
     if not (text.isascii() and text.isprintable()):
         text = _INVISIBLE.sub("", text)
-        # Taking a character away can leave a joiner that joins nothing.
-        while "\u200d" in text and (again := _INVISIBLE.sub("", text)) != text:
-            text = again
     for bracket, harmless in _BRACKETS:
         text = text.replace(bracket, harmless)
     text = " ".join(text.split())

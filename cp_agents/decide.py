@@ -18,7 +18,7 @@ from cp_agents.calibration import Calibrator, uncalibrated_levels
 from cp_agents.routing import review_reasons
 from cp_agents.schema import NA, AttributeProfile, Status
 from cp_agents.settings import ProfileSettings
-from cp_agents.stores.traces import VoteRow, unpack_evidence
+from cp_agents.stores.traces import RecordRow, VoteRow, unpack_evidence
 from cp_agents.taxonomy import Taxonomy
 from cp_agents.voting import VoteMethod, vote_attributes
 
@@ -132,15 +132,13 @@ def calibrate(
 
 
 def abstain(
-    user_id: str,
-    cues: str,
-    self_reported: dict[str, str],
+    record: RecordRow,
     tallies: Mapping[str, Tally],
     taxonomy: Taxonomy,
     settings: ProfileSettings,
 ) -> dict[str, AttributeProfile]:
     """Threshold, NA and review routing for one record."""
-    reported = taxonomy.reported_tags(self_reported) if settings.review.contradiction else {}
+    reported = taxonomy.reported_tags(record.self_reported) if settings.review.contradiction else {}
     profile: dict[str, AttributeProfile] = {}
     for name, found in tallies.items():
         decision = decide_attribute(
@@ -157,7 +155,7 @@ def abstain(
             score=found["score"],
             vote_share=found["share"],
             status=decision.status,
-            evidence=unpack_evidence(found["evidence"], cues),
+            evidence=unpack_evidence(found["evidence"], record.cues),
             voted=found["voted"] or decision.tag,
             runner_up=found["runner_up"],
             margin=found["margin"],
@@ -166,7 +164,9 @@ def abstain(
             probability=found["probability"],
             reasons=list(decision.reasons),
         )
-        if reasons := review_reasons(value, settings.review, user_id=user_id, reported=reported.get(name)):
+        if reasons := review_reasons(
+            value, settings.review, user_id=record.user_id, reported=reported.get(name)
+        ):
             value = value.model_copy(
                 update={"status": Status.NEEDS_REVIEW, "reasons": [*value.reasons, *reasons]}
             )

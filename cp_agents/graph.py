@@ -11,7 +11,7 @@ default, for graphs embedded in a parent that has a context of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import NodeError
@@ -151,7 +151,9 @@ def build_graph(
 
     def branches(state: ProfileState, _: RunnableConfig) -> list[Send]:
         record_id = state["record_id"]
-        return [Send("sample", SampleBranch(record_id=record_id, sample_index=i)) for i in range(state["asked"])]
+        return [
+            Send("sample", SampleBranch(record_id=record_id, sample_index=i)) for i in range(state["asked"])
+        ]
 
     def vote(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         """Equations 3-5 over the surviving samples."""
@@ -170,13 +172,13 @@ def build_graph(
 
     def abstain(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         ctx = current()
-        user_id, cues, reported = ctx.store.record(state["record_id"])
-        attributes = decide.abstain(user_id, cues, reported, state["tallies"], ctx.taxonomy, ctx.settings)
+        record = ctx.store.record(state["record_id"])
+        attributes = decide.abstain(record, state["tallies"], ctx.taxonomy, ctx.settings)
         return {"attributes": {name: value.model_dump(mode="json") for name, value in attributes.items()}}
 
-    def profile_of(state: ProfileState, ctx: ProfilingContext, user_id: str) -> Profile:
+    def profile_of(state: ProfileState, ctx: ProfilingContext) -> Profile:
         profile = Profile(
-            user_id=user_id,
+            user_id=ctx.store.record(state["record_id"]).user_id,
             attributes={name: AttributeProfile(**value) for name, value in state["attributes"].items()},
             calibrator=state["calibrator"],
             run_id=ctx.run_id,
@@ -191,8 +193,8 @@ def build_graph(
         """One question for the whole record; without a checkpointer nobody could answer it, so it is queued."""
         ctx = current()
         record_id = state["record_id"]
-        user_id, cues, _ = ctx.store.record(record_id)
-        profile = profile_of(state, ctx, user_id)
+        record = ctx.store.record(record_id)
+        profile = profile_of(state, ctx)
         wanted = {name: v for name, v in profile.attributes.items() if v.status is Status.NEEDS_REVIEW}
         if not wanted:
             return {}
@@ -201,15 +203,16 @@ def build_graph(
         if config["configurable"].get(_CHECKPOINTER) is None:
             return {}
         schema = response_schema(ctx.taxonomy, {name: value.voted for name, value in wanted.items()})
-        response = interrupt(question(user_id, ctx.run_id, wanted, cues), response_schema=schema)
+        response = interrupt(
+            question(record.user_id, ctx.run_id, wanted, record.cues), response_schema=schema
+        )
         answers = {name: (answer.tag, answer.note) for name, answer in response.answers.items()}
         answer_reviews(ctx.store, record_id, answers, response.reviewer)
         return {}
 
     def finalize(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         ctx = current()
-        user_id, _, _ = ctx.store.record(state["record_id"])
-        profile = profile_of(state, ctx, user_id)
+        profile = profile_of(state, ctx)
         ctx.store.put_profile(
             state["record_id"], decide.vote_rows(state["tallies"], ctx.settings.vote), profile
         )
@@ -225,7 +228,7 @@ def build_graph(
             Waiting(sample_one),
             input_schema=SampleBranch,
             retry_policy=RetryPolicy(max_attempts=3, retry_on=_worth_retrying),
-            error_handler=sample_failed,
+            error_handler=cast(Any, sample_failed),  # its declared type does not know NodeError
         )
         graph.add_conditional_edges("assemble_cues", Step(branches), ["sample"])
     else:

@@ -75,7 +75,7 @@ class Cleaner:
         """`fitting.cut`, counted; empty if nothing fits."""
         if cost(text) <= budget:
             return text
-        # A cut can make a phone number of a longer row of digits, so that it is looked at once more.
+        # A cut can make a phone number of what was a longer row of digits: it is looked at once more.
         shorter = self.redactor.redact(cut(text, budget))
         if cost(shorter) > budget:
             return ""

@@ -21,7 +21,7 @@ from cp_agents.errors import InputError
 from cp_agents.schema import Profile
 from cp_agents.settings import ProfileSettings
 from cp_agents.stores.reviews import apply_reviews, reviewed
-from cp_agents.stores.traces import TraceStore
+from cp_agents.stores.traces import RecordRow, TraceStore
 from cp_agents.taxonomy import Taxonomy
 from cp_agents.voting import METHODS, VoteMethod
 
@@ -89,7 +89,8 @@ def relabel(
 
     def decided() -> Iterator[Decided]:
         for (record_id, user_id, cues, reported), found in zip(records, levels, strict=True):
-            attributes = decide.abstain(user_id, cues, json.loads(reported), found, taxonomy, settings)
+            record = RecordRow(user_id, cues, json.loads(reported))
+            attributes = decide.abstain(record, found, taxonomy, settings)
             profile = Profile.model_construct(
                 user_id=user_id, attributes=attributes, calibrator=label, run_id=run_id
             )

@@ -92,7 +92,7 @@ def store_failure(ctx: ProfilingContext, record_id: int, index: int, kind: Error
 
 async def landed_together(completions: AsyncIterator[Completion]) -> AsyncIterator[list[Completion]]:
     """Group what arrives without waiting in between, as the choices of one reply do: one commit serves them."""
-    following: asyncio.Task[Completion] = asyncio.ensure_future(anext(completions))  # type: ignore[arg-type]
+    following: asyncio.Task[Completion] = asyncio.ensure_future(anext(completions))
     try:
         while True:
             try:
@@ -101,7 +101,7 @@ async def landed_together(completions: AsyncIterator[Completion]) -> AsyncIterat
                 return
             ended: BaseException | None = None
             while ended is None:
-                following = asyncio.ensure_future(anext(completions))  # type: ignore[arg-type]
+                following = asyncio.ensure_future(anext(completions))
                 await asyncio.sleep(0)
                 if not following.done():
                     break
@@ -127,15 +127,16 @@ class _Landing:
     """Parses, grounds and stores samples of one record."""
 
     def __init__(self, ctx: ProfilingContext, record_id: int, indices: list[int]) -> None:
-        user_id, self._cues, _ = ctx.store.record(record_id)
+        record = ctx.store.record(record_id)
+        self._cues = record.cues
         self.request = SampleRequest(
-            messages=ctx.prompt.messages(self._cues),
+            messages=ctx.prompt.messages(record.cues),
             indices=tuple(indices),
             temperature=ctx.settings.temperature,
             top_p=ctx.settings.top_p,
             max_tokens=ctx.settings.max_tokens,
             seed=ctx.settings.seed,
-            record_key=user_id,
+            record_key=record.user_id,
         )
         canonical = self.request.canonical()
         self._ctx = ctx

@@ -108,7 +108,7 @@ def m001_traces(db: Database) -> None:
             outcome text not null,
             tag text,
             confidence integer,
-            evidence text,                 -- JSON: [[source, start, end, match], ["ungrounded words"], ...]
+            evidence text,                 -- JSON: [[start, end, match], ["ungrounded words"], ...], offsets in cues
             primary key (sample_id, attribute)
         ) without rowid;
         create table votes (

@@ -41,6 +41,15 @@ class StoredSample:
         return self.error_type is None or not self.error_type.is_retryable
 
 
+class RecordRow(NamedTuple):
+    """A stored record."""
+
+    user_id: str
+    cues: str
+    """The anonymised cue block."""
+    self_reported: dict[str, str]
+
+
 class NewSample(NamedTuple):
     """A sample that has landed, read and ready to be stored."""
 
@@ -72,24 +81,28 @@ def now() -> str:
 
 
 def pack_evidence(evidence: Iterable[Evidence]) -> str | None:
-    """Evidence as it is stored: spans for what stands in the cues, words only for what does not."""
-    packed = [
-        [e.text] if e.match is Match.UNGROUNDED else [e.source, e.start, e.end, e.match.value]
-        for e in evidence
-    ]
+    """Evidence as it is stored: `[start, end, match]` for what stands in the cues, `[words]` for what does not."""
+    packed = [[e.text] if e.start is None else [e.start, e.end, e.match.value] for e in evidence]
     return json.dumps(packed, ensure_ascii=False, separators=(",", ":")) if packed else None
 
 
 def unpack_evidence(packed: str | None, cues: str) -> list[Evidence]:
     """The inverse of `pack_evidence`: located evidence is quoted from the cues themselves."""
-    return [
-        Evidence(text=item[0])
-        if len(item) == 1
-        else Evidence(
-            text=cues[item[1] : item[2]], source=item[0], start=item[1], end=item[2], match=Match(item[3])
-        )
-        for item in (json.loads(packed) if packed else [])
-    ]
+    found = []
+    for item in json.loads(packed) if packed else ():
+        if len(item) == 1:
+            found.append(Evidence(text=item[0]))
+        else:
+            start, end, match = item
+            text, source = cues[start:end], _source_at(cues, start)
+            found.append(Evidence(text=text, source=source, start=start, end=end, match=Match(match)))
+    return found
+
+
+def _source_at(cues: str, position: int) -> str:
+    """The heading above a position; item lines never start with a bracket."""
+    heading = cues.rfind("\n[", 0, position) + 1  # the first heading has no line break before it
+    return cues[heading + 1 : cues.index("]", heading)]
 
 
 class TraceStore:
@@ -234,15 +247,15 @@ class TraceStore:
             assert cursor.lastrowid is not None
             return cursor.lastrowid
 
-    def record(self, record_id: int) -> tuple[str, str, dict[str, str]]:
-        """`(user_id, cue block, self-reported fields)` of a record."""
+    def record(self, record_id: int) -> RecordRow:
+        """A record. Raises `StoreError` where there is none."""
         found = self.rows(
             "select user_id, cues, self_reported from records where record_id = ?", (record_id,)
         )
         if not found:
             raise StoreError(f"no record {record_id} in the store {self.path} (was the user forgotten?)")
         user_id, cues, reported = found[0]
-        return user_id, cues, json.loads(reported)
+        return RecordRow(user_id, cues, json.loads(reported))
 
     def is_finished(self, run_id: str, user_id: str, cues: str, samples: int) -> bool:
         """Whether this very record has a profile made of `samples` samples that are all final."""

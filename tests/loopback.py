@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ class LoopbackConfig:
     """Any other model is answered with a 404."""
     taxonomy: str = "profilebench"
     script: Script | None = None
+    keep_bodies: bool = True
+    """Whether the server remembers what it was sent, for tests to look at."""
     canned: bool = False
     """One constant body for everything, as fast as it goes."""
 
@@ -161,6 +164,12 @@ class Answers:
         return write_answer(answers)
 
 
+@lru_cache
+def _answers(taxonomy: str) -> Answers:
+    return Answers(load_taxonomy(taxonomy))
+
+
+@lru_cache(maxsize=1024)
 def quotable(block: str) -> list[str]:
     """The items of a cue block without their time, count and weight."""
     items = [line[2:] for line in block.splitlines() if line.startswith("- ")]
@@ -222,7 +231,7 @@ class LoopbackServer:
         self._port = port
         self._log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if log_path else None
         self._attempts: Counter[str] = Counter()
-        self._answers = Answers(load_taxonomy(self.config.taxonomy))
+        self._answers = _answers(self.config.taxonomy)
         self._canned = json.dumps(completion_body([self._answers("", 0)], usage=_usage(1000, 200))).encode()
         self._canned_n: dict[int, bytes] = {}
         self._closing: asyncio.Event | None = None
@@ -278,8 +287,7 @@ class LoopbackServer:
             return web.json_response(error_body("no such route"), status=404)
         raw = await request.read()
         body = json.loads(raw)
-        logged = self._received(raw, body)
-        self.headers.append(dict(request.headers))
+        logged = self._received(raw, body, dict(request.headers))
         reply = self._decide(request, body, logged)
         await asyncio.sleep(self.config.latency_s + reply.delay_s)
         if reply.hang:
@@ -361,7 +369,7 @@ class LoopbackServer:
                 choice["message"] |= {"content": None, "refusal": refusal}
         return reply
 
-    def _received(self, raw: bytes, body: Body) -> LoggedRequest:
+    def _received(self, raw: bytes, body: Body, headers: dict[str, str]) -> LoggedRequest:
         digest = hashlib.sha256(raw).hexdigest()[:16]
         self._attempts[digest] += 1
         logged = LoggedRequest(
@@ -374,7 +382,9 @@ class LoopbackServer:
             received=time.time(),
         )
         self.requests.append(logged)
-        self.bodies.append(body)
+        if self.config.keep_bodies:
+            self.bodies.append(body)
+            self.headers.append(headers)
         self._write("received", logged)
         return logged
 
@@ -456,6 +466,7 @@ def main() -> None:
         honour_n=not options.no_n,
         latency_s=options.latency,
         canned=options.canned,
+        keep_bodies=False,
         reasoning=options.reasoning,
         retry_after_s=options.retry_after,
         seed=options.seed,

@@ -326,6 +326,37 @@ def test_condensed_lines_name_what_is_largest() -> None:
     assert condensed[-1].time == "2015-06"
 
 
+def test_in_a_condensed_year_the_larger_comes_before_the_later() -> None:
+    history = [
+        {"text": f"{name} {y}", "time": f"{y}-{m}-01", "count": n}
+        for y in range(2010, 2016)
+        for name, m, n in (("spring", "03", 3), ("winter", "12", 2))
+    ]
+    history += ({"text": f"new {i}", "time": "2024-12-01", "count": 9} for i in range(300))
+    old = [
+        line.text
+        for line in items(assemble({"watched": history}, 1800))
+        if line.condensed and line.time != "2024"
+    ]
+    assert old[0] == "5 items: spring 2015 (x3), winter 2015 (x2)"
+    assert len(old) == 6
+
+
+def test_of_too_many_sources_the_smallest_are_dropped() -> None:
+    raw: dict[str, object] = {f"s{n}": [f"{n} {i} " + "word " * 30 for i in range(n)] for n in range(1, 21)}
+    cues = assemble(raw, 250)
+    shown = [line.source for line in items(cues)]
+    assert set(shown) == {f"s{n}" for n in range(15, 21)}
+    assert cues.dropped["dropped_sources"] == 14
+    assert accounted(cues) == sum(range(1, 21))
+
+
+def test_a_cut_makes_no_phone_number() -> None:
+    for budget in range(4, 30):
+        text = assemble({"posted": ["13812345678" + "１" * 400]}, budget).text
+        assert "13812345678…" not in text
+
+
 def test_one_huge_source_does_not_starve_the_others() -> None:
     cues = assemble(
         {"huge": [f"thing {i}" for i in range(9000)], "small": ["a b c", "d"], "mid": ["m " * 40] * 3}, 400

@@ -66,8 +66,8 @@ async def starts(time: VirtualTime, gate: Limits, n: int, tokens: int = 0) -> li
 
 @given(
     per_minute=st.integers(1, 5000),
-    gaps=st.lists(st.floats(0, 90), min_size=1, max_size=120),
-    together=st.integers(1, 20),
+    gaps=st.lists(st.floats(0, 90), min_size=1, max_size=40),
+    together=st.integers(1, 8),
 )
 def test_no_minute_sees_more_starts_than_the_limit(per_minute: int, gaps: list[float], together: int) -> None:
     now = 0.0

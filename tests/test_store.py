@@ -107,7 +107,7 @@ def test_what_is_stored_comes_back(store: TraceStore) -> None:
     assert store.record(record) == ("u1", "[posted]\n- my cat sleeps", {"name": "x"})
     rows = store.predictions(record)
     assert {(row[0], row[4], row[5]) for row in rows} == {(0, "Cat", 4), (1, "Cat", 4)}
-    assert json.loads(rows[0][6]) == [["posted", 11, 17, "exact"], ["purrs"]]
+    assert json.loads(rows[0][6]) == [[11, 17, "exact"], ["purrs"]]
 
 
 def test_a_failed_sample_is_replaced_and_a_good_one_is_cached(store: TraceStore) -> None:
