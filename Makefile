@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help setup setup-dev demo test lint format typecheck bench clean
+.PHONY: help setup setup-dev demo test lint format typecheck docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -42,6 +42,9 @@ lint: $(VENV)/.dev ## check style and layers
 format: $(VENV)/.dev ## format the code
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## write the command reference
+	@$(BIN)/python docs/generate.py
 
 typecheck: $(VENV)/.dev ## check types
 	@$(BIN)/mypy

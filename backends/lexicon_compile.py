@@ -130,7 +130,9 @@ def _compile(file: LexiconFile, common: CommonFile, taxonomy: Taxonomy, revision
         columns.update({(attribute.name, tag.name): start + i for i, tag in enumerate(attribute.tags)})
         slices[attribute.name] = slice(start, len(columns))
     normaliser = Normaliser(
-        common.inflections, common.spellings, dict(zip(*common.characters, strict=True)) if common.characters else {}
+        common.inflections,
+        common.spellings,
+        dict(zip(*common.characters, strict=True)) if common.characters else {},
     )
     table = _Table(PhraseTrie(normaliser), file.macros, columns)
     for name, known in file.attributes.items():
@@ -148,7 +150,7 @@ def _compile(file: LexiconFile, common: CommonFile, taxonomy: Taxonomy, revision
 
     kinds = {ANYWHERE, *common.sources}
     weights = {kind: table.matrix(kind) for kind in table.cells}
-    weights |= {kind: weights[ANYWHERE] for kind in kinds - weights.keys()}
+    weights |= dict.fromkeys(kinds - weights.keys(), weights[ANYWHERE])
     speaks = np.zeros(weights[ANYWHERE].shape, dtype=bool)
     for matrix in weights.values():
         for part in slices.values():

@@ -215,7 +215,9 @@ def _mentions(file: LexiconFile) -> Iterator[tuple[str, str, str]]:
 def _check(file: LexiconFile, taxonomy: Taxonomy, name: str) -> None:
     for where, attribute, tag in _mentions(file):
         if attribute not in taxonomy:
-            raise InputError(f"lexicon {name}: {where}: taxonomy {taxonomy.name!r} has no attribute {attribute!r}")
+            raise InputError(
+                f"lexicon {name}: {where}: taxonomy {taxonomy.name!r} has no attribute {attribute!r}"
+            )
         if tag not in taxonomy[attribute].names[:-1]:
             raise InputError(f"lexicon {name}: {where}: attribute {attribute!r} has no tag {tag!r}")
     for attribute in file.attributes:

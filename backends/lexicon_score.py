@@ -90,7 +90,11 @@ def read_block(lexicon: Lexicon, block: str, lines: Sequence[CueLine]) -> Readin
             continue
         for match, row in zip(found, votes, strict=True):
             for column in np.flatnonzero(row > 0):
-                _add(supports, int(column), Support(float(scale * row[column]), len(rows), match.start, match.end))
+                _add(
+                    supports,
+                    int(column),
+                    Support(float(scale * row[column]), len(rows), match.start, match.end),
+                )
         rows.append(scale * votes.sum(axis=0))
     _apply_rules(lexicon, kept, hits, rows, supports)
     for found_supports in supports.values():
@@ -186,7 +190,12 @@ def _votes(lexicon: Lexicon, kind: str, line: _Line) -> tuple[list[Found], Float
     votes = weights[[m.phrase for m in found]]
     for outer in found:
         for i, inner in enumerate(found):
-            if inner is not outer and outer.first <= inner.first and inner.last <= outer.last and _shorter(inner, outer):
+            if (
+                inner is not outer
+                and outer.first <= inner.first
+                and inner.last <= outer.last
+                and _shorter(inner, outer)
+            ):
                 votes[i, lexicon.speaks[outer.phrase]] = 0
     return found, votes
 
@@ -226,12 +235,18 @@ def _apply_rules(
     for conditions, votes in lexicon.rules:
         if not all((totals[name] >= bound) == at_least for name, at_least, bound in conditions):
             continue
-        shown = [members[name] for name, at_least, _ in conditions if at_least and lexicon.measures[name] is not None]
+        shown = [
+            members[name]
+            for name, at_least, _ in conditions
+            if at_least and lexicon.measures[name] is not None
+        ]
         for found_lines in shown:
             if found_lines:
                 line = max(found_lines)[1]
                 for column in np.flatnonzero(votes > 0):
-                    support = Support(float(votes[column]), len(rows), line.start, line.start + len(line.text))
+                    support = Support(
+                        float(votes[column]), len(rows), line.start, line.start + len(line.text)
+                    )
                     _add(supports, int(column), support)
         rows.append(votes)
 
@@ -251,7 +266,9 @@ def answer(
     evidence = direct + lift @ lexicon.implies
     score = lexicon.prior + evidence
     posterior = _posterior(lexicon, score)
-    chances = _posterior(lexicon, score * (settings.sharpness / temperature)) if temperature > 0 else posterior
+    chances = (
+        _posterior(lexicon, score * (settings.sharpness / temperature)) if temperature > 0 else posterior
+    )
     answers: list[list[WireAnswer]] = [[] for _ in seeds]
     for a, (name, part) in enumerate(lexicon.slices.items()):
         span = evidence[:, part].max(axis=1) - evidence[:, part].min(axis=1)
@@ -272,7 +289,9 @@ def answer(
     return answers
 
 
-def _resample(reading: Reading, attributes: int, seeds: Sequence[int], bootstrap: bool) -> tuple[Floats, Floats]:
+def _resample(
+    reading: Reading, attributes: int, seeds: Sequence[int], bootstrap: bool
+) -> tuple[Floats, Floats]:
     """How often each row counts (seeds, rows), and one uniform number per attribute (seeds, attributes)."""
     rows = len(reading.rows)
     counts = np.ones((len(seeds), rows))

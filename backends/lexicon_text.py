@@ -19,9 +19,10 @@ _UNSPACED = (
     "\uac00-\ud7af\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
 )
 _SYMBOLS = "\u2600-\u27bf\u2b50\U0001f000-\U0001faff"
-_STOPS = ".,;:!?()|/。，；：！？（）、…·．"
+_STOPS = ".,;:!?|/。，；：！？、…·．"
 _WORD = rf"[^\W_{_UNSPACED}]+"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|{_WORD}(?:['’]{_WORD})*[+#]*|[{_SYMBOLS}]|[{re.escape(_STOPS)}]")
+_UNSPACED_STEM = re.compile(rf"(?<=[{_UNSPACED}])\*")  # characters match inside longer words anyway
 _PHRASE_TOKEN = re.compile(rf"[*_]|{_TOKEN.pattern}")
 STOPS = frozenset(unicodedata.normalize("NFKC", _STOPS)) | frozenset(_STOPS)
 
@@ -65,7 +66,9 @@ class Normaliser:
         self._characters = str.maketrans(dict(characters or {}))
         self._known: dict[str, str] = {}
         self._spellings: dict[str, str] = {}
-        self._spellings = {self._inflect(_fold(k)): self._inflect(_fold(v)) for k, v in (spellings or {}).items()}
+        self._spellings = {
+            self._inflect(_fold(k)): self._inflect(_fold(v)) for k, v in (spellings or {}).items()
+        }
 
     def _inflect(self, word: str) -> str:
         word = word.translate(self._characters)
@@ -151,7 +154,7 @@ class PhraseTrie:
         Raises `InputError` where nothing of the phrase can be matched.
         """
         node = self._root
-        keys = [m[0] for m in _PHRASE_TOKEN.finditer(phrase)]
+        keys = [m[0] for m in _PHRASE_TOKEN.finditer(_UNSPACED_STEM.sub("", phrase))]
         if all(k in {"*", ANY} or k in STOPS for k in keys):
             raise InputError(f"phrase {phrase!r} has no word to match")
         for position, raw in enumerate(keys):

@@ -135,7 +135,7 @@ async def through_graph(
         with TraceStore(path) as store:
             store.db.execute("pragma wal_checkpoint(truncate)")
             [raw] = store.rows(
-                "select (select sum(length(cast(text as blob)) + coalesce(length(cast(reasoning as blob)), 0)) from samples)"
+                "select (select sum(length(cast(text as blob))) from samples)"
                 " + (select sum(length(cast(cues as blob))) from records)"
             )
         return seconds, (path.stat().st_size - raw[0]) / len(users)
@@ -152,30 +152,14 @@ async def measure(options: argparse.Namespace) -> Table:
         table.add_column(name, justify="left" if name in ("n", "way") else "right")
     for latency in options.latency:
         for honour_n in (True, False):
-            arguments = ["--latency", str(latency), *([] if honour_n else ["--no-n"])]
-            with server_process(*arguments) as url:
-                common = (options.concurrency, honour_n)
-                await bare_aiohttp(url, messages, *common)  # fill the server's cache of answers
-                ways: dict[str, Callable[[], Awaitable[tuple[float, float | None]]]] = {}
-
-                def bare(loop: Callable[[], Awaitable[float]]) -> Callable[[], Awaitable[tuple[float, None]]]:
-                    async def run() -> tuple[float, None]:
-                        return await loop(), None
-
-                    return run
-
-                ways["bare openai SDK"] = bare(lambda: bare_openai(url, messages, *common, client=None))
-                ways["bare openai SDK, aiohttp transport"] = bare(
-                    lambda: bare_openai(url, messages, *common, client=openai.DefaultAioHttpClient())
-                )
-                ways["bare aiohttp"] = bare(lambda: bare_aiohttp(url, messages, *common))
-                ways["cp-agents, fanout node"] = lambda: through_graph(url, users, *common, "node")
-                ways["cp-agents, fanout send"] = lambda: through_graph(url, users, *common, "send")
+            with server_process("--latency", str(latency), *([] if honour_n else ["--no-n"])) as url:
+                await bare_aiohttp(url, messages, options.concurrency, honour_n)  # fills the server's cache
+                ways = _ways(url, users, messages, options.concurrency, honour_n)
                 base = 0.0
                 for way, run in ways.items():
                     tries = [await run() for _ in range(options.repeat)]
-                    seconds, size = min(t[0] for t in tries), tries[-1][1]
-                    rate = len(users) / seconds
+                    rate = len(users) / min(seconds for seconds, _ in tries)
+                    size = tries[-1][1]
                     base = base or rate
                     table.add_row(
                         f"{latency * 1000:.0f} ms", "honoured" if honour_n else "ignored", way, f"{rate:.1f}",
@@ -183,6 +167,34 @@ async def measure(options: argparse.Namespace) -> Table:
                     )  # fmt: skip
                 table.add_section()
     return table
+
+
+def _ways(
+    url: str,
+    users: list[dict[str, Any]],
+    messages: list[list[dict[str, str]]],
+    concurrency: int,
+    honour_n: bool,
+) -> dict[str, Callable[[], Awaitable[tuple[float, float | None]]]]:
+    """What is compared: each gives seconds, and the store's bytes a record where there is a store."""
+    common = (concurrency, honour_n)
+
+    async def sdk() -> tuple[float, None]:
+        return await bare_openai(url, messages, *common, client=None), None
+
+    async def sdk_aiohttp() -> tuple[float, None]:
+        return await bare_openai(url, messages, *common, client=openai.DefaultAioHttpClient()), None
+
+    async def plain() -> tuple[float, None]:
+        return await bare_aiohttp(url, messages, *common), None
+
+    return {
+        "bare openai SDK": sdk,
+        "bare openai SDK, aiohttp transport": sdk_aiohttp,
+        "bare aiohttp": plain,
+        "cp-agents, fanout node": lambda: through_graph(url, users, *common, "node"),
+        "cp-agents, fanout send": lambda: through_graph(url, users, *common, "send"),
+    }
 
 
 def main() -> None:

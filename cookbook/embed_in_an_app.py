@@ -52,7 +52,7 @@ def main() -> App:
         "__interrupt__", ()
     ):  # one question a record, whatever the number of attributes
         print(question.value["description"])
-        answer = {"answers": {name: "Female" for name in question.value["attributes"]}, "reviewer": "ann"}
+        answer = {"answers": dict.fromkeys(question.value["attributes"], "Female"), "reviewer": "ann"}
         result = app.invoke(Command(resume={question.id: answer}), thread)
     print(result["greeting"])
     print(result["profile"]["profile"]["gender"])

@@ -116,12 +116,14 @@ _BULLET = re.compile(r"(?:[-*•·–—]|\(?\d{1,2}[.)])\s+")
 _EDGES = ' \t\r\n*`"“”「」『』«»'
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _NOTHING = frozenset(
-    "none|no|nil|null|nothing|na|n/a|n.a|no evidence|none provided|none given|none found|not applicable|unknown"
-    "|not mentioned|not specified|no information|no relevant evidence|no direct evidence|insufficient evidence"
-    "|无|没有|无证据|没有证据|暂无|不详|未提及|未提供|无相关证据|无明确证据|不适用|无信息|未知|无法判断".split(
-        "|"
-    )
-)
+    ("", "none", "no", "nil", "null", "nothing", "na", "n/a", "n.a", "unknown", "no evidence", "none provided",
+     "none given", "none found", "not applicable", "not mentioned", "not specified", "no information",
+     "no relevant evidence", "no direct evidence", "insufficient evidence",
+     "无", "没有", "无证据", "没有证据", "暂无", "不详", "未提及", "未提供", "无相关证据", "无明确证据", "不适用",
+     "无信息", "未知", "无法判断")
+)  # fmt: skip
+_WORDLESS = re.compile(r"[\W_]*\Z")
+_SYMBOL = re.compile("[\u2100-\u2bff\U0001f000-\U0001faff]")
 
 
 def clean(text: str) -> str:
@@ -143,12 +145,13 @@ def split_evidence(raw: str | tuple[str, ...]) -> tuple[str, ...]:
         text = clean(piece[:_MAX_PIECE].strip(_EDGES))
         if (bullet := _BULLET.match(text)) is not None:
             text = text[bullet.end() :].strip(_EDGES)
-        if text and text not in pieces and text.casefold().strip(" .。!！-–—()（）[]") not in _NOTHING:
-            if not any(c.isalnum() or ord(c) > 0x2100 for c in text):
-                continue
-            pieces.append(text)
-            if len(pieces) == MAX_PIECES:
-                break
+        if text in pieces or text.casefold().strip(" .。!！-–—()（）[]") in _NOTHING:
+            continue
+        if _WORDLESS.match(text) is not None and _SYMBOL.search(text) is None:
+            continue
+        pieces.append(text)
+        if len(pieces) == MAX_PIECES:
+            break
     return tuple(pieces)
 
 

@@ -27,7 +27,7 @@ _LINE_KEY = re.compile(r'\n[ \t]*"([^"\\\n]{1,80})"[ \t]*:[ \t\n]*')
 _LINE_OBJECT = re.compile(r"\n[ \t]*(?=\{)")
 _OBJECT_END = re.compile(r"\s*,?\s*\}")
 _LIST_END = re.compile(r"\s*,?\s*\]")
-_ITEM = re.compile(r"\s*,?\s*")
+_ITEM = re.compile(r"\s*,?\s*(?=\{)")
 
 
 class _Partial(dict[str, Any]):
@@ -78,10 +78,11 @@ def _value(text: str, start: int, names: Mapping[str, str], depth: int) -> tuple
 
 def _salvage_object(text: str, at: int, names: Mapping[str, str], depth: int) -> tuple[Any, int]:
     found = _Partial()
+    sound = True  # so far; behind a fault only a line that begins with a known key is trusted
     for _ in range(_MAX_ENTRIES):
-        if (end := _OBJECT_END.match(text, at)) is not None:
-            return dict(found), end.end()  # only a trailing comma, or an entry within, was at fault
-        key = _KEY.match(text, at)
+        if sound and (end := _OBJECT_END.match(text, at)) is not None:
+            return dict(found), end.end()  # only a trailing comma was at fault
+        key = _KEY.match(text, at) if sound else None
         if key is None:
             key = _LINE_KEY.search(text, at)
             while key is not None and compact(key[1]) not in names:
@@ -89,6 +90,7 @@ def _salvage_object(text: str, at: int, names: Mapping[str, str], depth: int) ->
             if key is None:
                 break
         value, at = _value(text, key.end(), names, depth)
+        sound = value is not _FAULT and not isinstance(value, _Partial)
         if value is not _FAULT:
             found[key[1]] = value
     return found, at
@@ -96,17 +98,17 @@ def _salvage_object(text: str, at: int, names: Mapping[str, str], depth: int) ->
 
 def _salvage_list(text: str, at: int, names: Mapping[str, str], depth: int) -> tuple[Any, int]:
     found: list[Any] = []
+    sound = True
     for _ in range(_MAX_ENTRIES):
-        if (end := _LIST_END.match(text, at)) is not None:
+        if sound and (end := _LIST_END.match(text, at)) is not None:
             return found, end.end()
-        item = _ITEM.match(text, at)
-        begin = at if item is None else item.end()
-        if not text.startswith("{", begin):
-            line = _LINE_OBJECT.search(text, at)
-            if line is None:
+        item = _ITEM.match(text, at) if sound else None
+        if item is None:
+            item = _LINE_OBJECT.search(text, at)
+            if item is None:
                 break
-            begin = line.end()
-        value, at = _value(text, begin, names, depth)
+        value, at = _value(text, item.end(), names, depth)
+        sound = value is not _FAULT and not isinstance(value, _Partial)
         if value is not _FAULT:
             found.append(value)
     return found, at

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from cp_agents.answer_fields import FIELD_NAMES, RawAnswer, compact
@@ -32,6 +32,8 @@ _MAX_FIELD = 400
 """Characters of a tag or score element that are looked at."""
 _MAX_FAULTS = 16
 """JSON values that do not parse, before the rest of the text is no longer searched for JSON."""
+_MAX_TOKENS = 20_000
+"""Markup tokens that are read of one text; an answer of six attributes has about fifty."""
 _XML_ATTRIBUTE = re.compile(r"""([\w:-]{1,30})\s?=\s?("[^"]*"|'[^']*'|[^\s"'>]+)""")
 
 
@@ -54,9 +56,9 @@ class Layout:
         for name in taxonomy.names:
             self.attributes.setdefault(compact(name), name)
         self.kinds: dict[str, tuple[_Kind, str]] = {"box": (_Kind.BOX, "box")}
-        self.kinds |= {name: (_Kind.THOUGHT, "think") for name in _THOUGHTS}
+        self.kinds |= dict.fromkeys(_THOUGHTS, (_Kind.THOUGHT, "think"))
         for field, kind in (("tag", _Kind.TAG), ("score", _Kind.SCORE), ("evidence", _Kind.EVIDENCE)):
-            self.kinds |= {name: (kind, field) for name in FIELD_NAMES[field]}
+            self.kinds |= dict.fromkeys(FIELD_NAMES[field], (kind, field))
         self.kinds |= {short: (_Kind.ATTRIBUTE, name) for short, name in self.attributes.items()}
         for (
             name
@@ -67,7 +69,7 @@ class Layout:
         )
         names = "|".join(sorted(spelled, key=len, reverse=True))
         self.token = re.compile(
-            rf"<\s{{0,4}}(?P<close>\\?/)?\s{{0,4}}(?P<name>{names})(?![\w-])"
+            rf"<\s{{0,4}}+(?:(?P<close>\\?/)\s{{0,4}}+)?(?P<name>{names})(?![\w-])"
             r"""(?P<rest>(?:=\s?"[^"]*"|=\s?'[^']*'|[^<>])*+)>|(?P<json>\{(?=\s*")|\[(?=\s*\{))""",
             re.IGNORECASE,
         )
@@ -230,7 +232,7 @@ class _Scanner:
         known: dict[str, tuple[_Kind, str]] = {}
         tokens: list[_Token] = []
         line_start = seen = 0
-        for match in self.layout.token.finditer(plain):
+        for match in islice(self.layout.token.finditer(plain), _MAX_TOKENS):
             start, end = match.span()
             line_start = max(line_start, plain.rfind("\n", seen, start) + 1)
             seen = start

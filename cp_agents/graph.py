@@ -50,7 +50,7 @@ class ProfilingContext:
     taxonomy: Taxonomy
     prompt: Prompt
     run_id: str
-    settings: ProfileSettings = ProfileSettings()
+    settings: ProfileSettings = field(default_factory=ProfileSettings)
     calibrator: Calibrator | None = None
     meter: Meter = field(default_factory=Meter)
 

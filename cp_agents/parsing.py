@@ -155,11 +155,17 @@ def _read(raw: RawAnswer, attribute: Attribute, layout: _Layout, cut: bool) -> P
 
 
 _REFUSAL = re.compile(
-    r"\bI(?:['’]m| am)(?: very| truly| really)? sorry\b|\b(?:I|we)(?: simply| really)? (?:can(?:not|['’]t| ?not)|won['’]t"
-    r"|will not|am not able to|['’]m not able to|am unable to|must decline)\b|\bI['’]m (?:unable|not able) to\b"
-    r"|\b(?:sorry|apologi[sz]e|unfortunately),? (?:but )?I\b|\bas an AI\b|\bunable to (?:assist|help|comply|provide)\b"
-    r"|\bI decline to\b|抱歉|对不起|很遗憾|我?(?:无法|不能|不便)(?:为您?你?|给您?你?)?"
-    r"(?:提供|协助|回答|满足|完成|推断|判断|进行|帮助|执行|生成|透露)|拒绝回答|作为(?:一个|一名)?(?:AI|人工智能)",
+    "|".join(
+        (
+            r"\bI(?:['’]m| am)(?: very| truly| really)? sorry\b",
+            r"\b(?:I|we)(?: simply| really)? (?:can ?not|can['’]t|won['’]t|will not|must decline)\b",
+            r"\bI(?:['’]m| am) (?:unable|not able) to\b",
+            r"\b(?:sorry|apologi[sz]e|unfortunately),? (?:but )?I\b",
+            r"\bas an AI\b|\bI decline to\b|\bunable to (?:assist|help|comply|provide)\b",
+            r"抱歉|对不起|很遗憾|拒绝回答|作为(?:一个|一名)?(?:AI|人工智能)",
+            r"(?:无法|不能|不便)(?:[为给]您?你?)?(?:提供|协助|回答|满足|完成|推断|进行|帮助|执行|生成|透露)",
+        )
+    ),
     re.IGNORECASE,
 )
 _REFUSAL_REACH = 600

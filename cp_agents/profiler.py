@@ -38,7 +38,8 @@ class Profiler:
         profile["gender"].tag, profile["gender"].confidence, profile["gender"].evidence
 
     `backend` is a spec such as "lexicon", "openai:MODEL" or "replay:PATH", or a backend object. `tau` is one
-    number, `{attribute: number}` or words as on the command line, `["3", "age=4"]`. Raises `InputError` for settings that cannot be.
+    number, `{attribute: number}` or words as on the command line, `["3", "age=4"]`. Raises `InputError` for
+    settings that cannot be.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from cp_agents.meter import Meter
 from cp_agents.relabel import Decided, relabel
 from cp_agents.schema import Profile, Status, UserRecord
 from cp_agents.stores.reviews import requeue
-from cp_agents.stores.traces import TraceStore
+from cp_agents.stores.traces import TraceStore, cues_hash
 from cp_agents.voting import VoteMethod
 
 
@@ -72,6 +72,7 @@ async def run_batch(
     graph = compile_graph(ctx, fanout=fanout)
     stop = stop or Stop()
     fatal: list[BackendError] = []
+    finished = ctx.store.finished(ctx.run_id, ctx.settings.samples)
     started = time.monotonic()
     pending: Iterator[Mapping[str, Any]] = iter(records)
 
@@ -81,7 +82,7 @@ async def run_batch(
             if raw is None:
                 return
             try:
-                if _is_finished(ctx, raw):
+                if _is_finished(ctx, raw, finished):
                     report.resumed += 1
                 else:
                     await graph.ainvoke({"record": dict(raw)}, context=ctx)
@@ -127,10 +128,12 @@ def store_decided(store: TraceStore, vote: VoteMethod, decided: Iterable[Decided
         requeue(store, {d.record_id: d.profile for d in part})
 
 
-def _is_finished(ctx: ProfilingContext, raw: Mapping[str, Any]) -> bool:
+def _is_finished(ctx: ProfilingContext, raw: Mapping[str, Any], finished: Mapping[str, str]) -> bool:
+    if raw.get("user_id") not in finished:
+        return False
     record = UserRecord.from_dict(raw)
     cues = assemble_cues(record, token_budget=ctx.settings.token_budget)
-    return ctx.store.is_finished(ctx.run_id, record.user_id, cues.text, ctx.settings.samples)
+    return finished[record.user_id] == cues_hash(cues.text)
 
 
 def _statuses(store: TraceStore, run_id: str) -> dict[str, int]:

@@ -73,7 +73,10 @@ def reviewed(
     store: TraceStore, record_ids: Iterable[int] | None = None
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """The latest answer per record and attribute: `{record_id: {attribute: {tag, reviewer, reviewed_at}}}`."""
-    sql = "select record_id, attribute, tag, reviewer, reviewed_at from reviews where tag is not null {} order by review_id"
+    sql = (
+        "select record_id, attribute, tag, reviewer, reviewed_at from reviews"
+        " where tag is not null {} order by review_id"
+    )
     if record_ids is None:
         rows = store.query(sql.format(""))
     else:

@@ -29,7 +29,8 @@ def run_stats(store: TraceStore) -> list[dict[str, Any]]:
         """
     )
     outcomes = store.rows(
-        "select r.run_id, s.outcome, count(*) from samples s join records r using (record_id) group by 1, 2 order by 1, 2"
+        "select r.run_id, s.outcome, count(*) from samples s join records r using (record_id)"
+        " group by 1, 2 order by 1, 2"
     )
     for run in found:
         run["outcomes"] = ", ".join(

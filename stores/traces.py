@@ -6,6 +6,7 @@ with Datasette or `sqlite-utils`; `migrations.py` documents every column.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import threading
@@ -78,6 +79,11 @@ class VoteRow(NamedTuple):
 def now() -> str:
     """UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def cues_hash(cues: str) -> str:
+    """Tells cue blocks apart without keeping them."""
+    return hashlib.sha256(cues.encode()).hexdigest()
 
 
 def pack_evidence(evidence: Iterable[Evidence]) -> str | None:
@@ -257,17 +263,17 @@ class TraceStore:
         user_id, cues, reported = found[0]
         return RecordRow(user_id, cues, json.loads(reported))
 
-    def is_finished(self, run_id: str, user_id: str, cues: str, samples: int) -> bool:
-        """Whether this very record has a profile made of `samples` samples that are all final."""
+    def finished(self, run_id: str, samples: int) -> dict[str, str]:
+        """Users whose record has a profile made of `samples` samples that are all final, with a hash of its cues."""
         retryable = [kind.value for kind in ErrorType if kind.is_retryable]
         marks = ",".join("?" * len(retryable))
         found = self.rows(
-            "select count(*) from records r join profiles p using (record_id) join samples s using (record_id)"
-            " where r.run_id = ? and r.user_id = ? and r.cues = ?"
-            f" and coalesce(s.error_type, '') not in ({marks})",
-            (run_id, user_id, cues, *retryable),
+            "select r.user_id, r.cues from records r join profiles p using (record_id) where r.run_id = ?"
+            " and ? <= (select count(*) from samples s where s.record_id = r.record_id"
+            f" and coalesce(s.error_type, '') not in ({marks}))",
+            (run_id, samples, *retryable),
         )
-        return int(found[0][0]) >= samples
+        return {user_id: cues_hash(cues) for user_id, cues in found}
 
     # -- samples ------------------------------------------------------------------------------------------
 

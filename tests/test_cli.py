@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +82,27 @@ def test_every_verb_has_help_and_names_its_equal_in_python(verb: tuple[str, ...]
     assert "Python:" in " ".join(said.out.split())
 
 
+HEAVY = ("langgraph", "openai", "numpy", "pydantic", "torch")
+
+
+def loaded_by(module: str) -> str:
+    """Which of the heavy packages importing a module brings in."""
+    code = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+
+
 def test_help_is_fast_and_imports_nothing_heavy() -> None:
-    code = "import sys, cp_agents.cli.app; print([m for m in ('langgraph', 'openai', 'numpy', 'pydantic', 'torch') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-    best = 9.0
+    assert loaded_by("cp_agents.cli.app") == "[]"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for _ in range(3):
-        started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "cp_agents", "--help"], check=True, capture_output=True)
-        best = min(best, time.perf_counter() - started)
-    assert best < 0.6  # the aim is 0.3 s; twice that on a busy machine
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, because the wall clock also measures what else the machine is doing.
+    assert (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 3 < 0.3
 
 
 def test_import_is_cheap() -> None:
-    code = "import sys, cp_agents; print([m for m in ('langgraph', 'openai', 'pydantic', 'torch') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert loaded_by("cp_agents") == "[]"
 
 
 def test_profile_then_resume_then_replay_then_stats_then_forget(users: str) -> None:

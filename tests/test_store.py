@@ -32,7 +32,7 @@ from cp_agents.stores.reviews import (
     reviewed,
 )
 from cp_agents.stores.stats import run_stats, table_sizes
-from cp_agents.stores.traces import NewSample, TraceStore, VoteRow
+from cp_agents.stores.traces import NewSample, TraceStore, VoteRow, cues_hash
 from cp_agents.taxonomy import Attribute, Tag, Taxonomy
 
 PETS = Taxonomy(name="pets", attributes=[Attribute(name="pet", tags=[Tag(name="Cat"), Tag(name="Dog")])])
@@ -138,14 +138,13 @@ def test_a_record_is_finished_only_with_a_profile_and_final_samples(store: Trace
     record = store.put_record(run, "u1", cues())
     add(store, record, 0)
     add(store, record, 1, error_type=ErrorType.TIMEOUT)
-    text = cues().text
-    assert not store.is_finished(run, "u1", text, 2)
+    assert store.finished(run, 2) == {}
     profile = Profile(user_id="u1", attributes={"pet": value()}, run_id=run)
     store.put_profile(record, [VoteRow("pet", "weighted", "Cat", 8.0, 1.0, None, 1.0, 2)], profile)
-    assert not store.is_finished(run, "u1", text, 2)  # a timeout is worth another try
+    assert store.finished(run, 2) == {}  # a timeout is worth another try
     add(store, record, 1, error_type=ErrorType.BAD_REQUEST)
-    assert store.is_finished(run, "u1", text, 2)
-    assert not store.is_finished(run, "u1", text + " more", 2)
+    assert store.finished(run, 2) == {"u1": cues_hash(cues().text)}
+    assert store.finished(run, 3) == {}
     assert [p.user_id for _, p in store.profiles(run)] == ["u1"]
     assert store.rows("select tag, confidence, status from profile_attributes") == [("Cat", 4, "accepted")]
 
@@ -235,9 +234,14 @@ def test_a_file_that_is_no_store_is_one_sentence(tmp_path: Path, make: object, s
 
 def test_a_failed_transaction_leaves_nothing(store: TraceStore) -> None:
     run = store.open_run("r", "f", COLUMNS)
-    with pytest.raises(ZeroDivisionError), store.transaction():
-        store.put_record(run, "u1", cues())
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with store.transaction():
+            store.put_record(run, "u1", cues())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert store.rows("select * from records") == []
 
 

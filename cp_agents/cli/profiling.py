@@ -176,7 +176,8 @@ def profile(
     report = _run(profiler, records, concurrency=concurrency, fanout=fanout)
     if report.stopped:
         typer.echo(
-            f"stopped: {report.done} of {len(records)} records done and kept in {store}; the same command goes on there",
+            f"stopped: {report.done} of {len(records)} records are done and kept in {store};"
+            " the same command goes on from there",
             err=True,
         )
         raise typer.Exit(130)
@@ -194,6 +195,7 @@ def profile(
 def _run(profiler: Profiler, records: list[dict[str, Any]], **options: Any) -> BatchReport:
     """Run the batch with a progress line; the first Ctrl-C drains, the second one stops at once."""
     import asyncio
+    import contextlib
     import signal
 
     from cp_agents.cli.tables import progress
@@ -215,12 +217,9 @@ def _run(profiler: Profiler, records: list[dict[str, Any]], **options: Any) -> B
                 )
                 stop()
 
-        try:
+        # Windows has no signal handlers on a loop: Ctrl-C stops at once there, and what has landed is kept.
+        with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(signal.SIGINT, interrupted)
-        except (
-            NotImplementedError
-        ):  # Windows: Ctrl-C then stops at once, and what has landed is kept all the same
-            pass
         with progress(len(records)) as on_record:
             try:
                 return await run_batch(

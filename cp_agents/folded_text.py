@@ -1,0 +1,138 @@
+"""Text folded for comparison - width, case, punctuation and space - with a map back to the original offsets.
+
+`FoldedText` joins the words of a text without what stands between them, so that "Sleeping (600)" and "sleeping 600",
+or "喜欢 猫" and "喜欢猫", are equal; word boundaries are kept beside it, so that "art" is not found in "party".
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_right
+from itertools import chain
+
+# Scripts written without spaces, and symbols such as emoji: a quotation may begin and end at any character.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1780-\u17ff\u2190-\u2bff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+    "\U00016fe0-\U0001b2ff\U0001f000-\U0001faff\U00020000-\U000323af"
+)
+_SEPARATORS = (
+    "\x00-/:-@\\[-`{-\xbf\xd7\xf7\u060c\u061b\u061f\u0964\u0965\u2000-\u206f\u2e00-\u2e7f\u3000-\u303f"
+    "\ufe00-\ufe0f\ufe30-\ufe6f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\ufff0-\uffff\U000e0000-\U000e0fff"
+)
+_RUN = re.compile(f"[{_UNSPACED}]+|[^{_UNSPACED}{_SEPARATORS}]+")
+_UNSPACED_CHAR = re.compile(f"[{_UNSPACED}]")
+
+_WORD, _INNER, _FREE = 0, 1, 2
+"""What a run is: a word, a later part of a word, or characters that are all boundaries."""
+
+
+def is_unspaced(char: str) -> bool:
+    """Whether `char` belongs to a script without spaces between words, or is a symbol."""
+    return _UNSPACED_CHAR.match(char) is not None
+
+
+def glued(text: str, at: int) -> bool:
+    """Whether the offset `at` lies within a word of `text`."""
+    if not 0 < at < len(text):
+        return False
+    before, after = text[at - 1], text[at]
+    return before.isalnum() and after.isalnum() and not is_unspaced(before) and not is_unspaced(after)
+
+
+class FoldedText:
+    """One or several stretches of a text, folded; stretches are a line break apart and never run together."""
+
+    def __init__(self, text: str, stretches: list[tuple[int, int]] | None = None) -> None:
+        self._starts: list[int] = []  # per run: offset in `folded`,
+        self._origins: list[tuple[int, int]] = []  # where it stands in the text,
+        self._kinds: list[int] = []  # and _WORD, _INNER or _FREE
+        self.stretch_starts: list[int] = []
+        """Offset in `folded` of each stretch."""
+        parts: list[str] = []
+        at = 0
+        for begin, end in stretches if stretches is not None else [(0, len(text))]:
+            self.stretch_starts.append(at)
+            for match in _RUN.finditer(text, begin, end):
+                for folded, origin, kind in _fold_run(match):
+                    self._starts.append(at)
+                    self._origins.append(origin)
+                    self._kinds.append(kind)
+                    parts.append(folded)
+                    at += len(folded)
+            self._starts.append(at)
+            self._origins.append((end, end))
+            self._kinds.append(_WORD)
+            parts.append("\n")
+            at += 1
+        self.folded = "".join(parts)
+        """The folded text; every stretch ends with a line break."""
+
+    @property
+    def words(self) -> list[str]:
+        """The runs in order: words, and stretches of unspaced characters."""
+        edges = self._starts
+        return [
+            self.folded[a:b]
+            for a, b in zip(edges, chain(edges[1:], (len(self.folded),)), strict=True)
+            if self.folded[a:b] != "\n"
+        ]
+
+    def stretch_at(self, at: int) -> int:
+        """Index of the stretch that the folded offset `at` lies in."""
+        return bisect_right(self.stretch_starts, at) - 1
+
+    def is_boundary(self, at: int) -> bool:
+        """Whether a word may begin or end at the folded offset `at`."""
+        run = bisect_right(self._starts, at) - 1
+        return self._kinds[run] == _FREE or (self._starts[run] == at and self._kinds[run] == _WORD)
+
+    def origin(self, start: int, end: int) -> tuple[int, int]:
+        """The offsets in the text of the folded `[start, end)`, which is not empty."""
+        return self._map(start)[0], self._map(end - 1)[1]
+
+    def _map(self, at: int) -> tuple[int, int]:
+        """The character of the text that the folded one at `at` came from, as a span."""
+        run = bisect_right(self._starts, at) - 1
+        begin, end = self._origins[run]
+        if end - begin == self._length(run):
+            begin += at - self._starts[run]
+            return begin, begin + 1
+        return begin, end
+
+    def _length(self, run: int) -> int:
+        following = self._starts[run + 1] if run + 1 < len(self._starts) else len(self.folded)
+        return following - self._starts[run]
+
+
+def _fold_run(match: re.Match[str]) -> list[tuple[str, tuple[int, int], int]]:
+    """The parts of a run: (folded, offsets in the text, kind). One part if folding keeps the length."""
+    raw, begin = match[0], match.start()
+    kind = _FREE if is_unspaced(raw[0]) else _INNER if _follows_apostrophe(match.string, begin) else _WORD
+    folded = raw.lower() if raw.isascii() else _fold(raw)
+    if len(folded) == len(raw):
+        return [(folded, (begin, match.end()), kind)]
+    parts: list[tuple[str, tuple[int, int], int]] = []
+    at = 0
+    while at < len(raw):  # a character with its combining marks at a time: "é" in two characters is one
+        after = at + 1
+        while after < len(raw) and unicodedata.combining(raw[after]):
+            after += 1
+        if folded := _RUN_SEPARATORS.sub("", _fold(raw[at:after])):
+            parts.append(
+                (folded, (begin + at, begin + after), kind if kind == _FREE or not parts else _INNER)
+            )
+        at = after
+    return parts
+
+
+def _follows_apostrophe(text: str, at: int) -> bool:
+    """Whether a run is the end of a word such as "don't"."""
+    return at >= 2 and text[at - 1] in "'’" and text[at - 2].isalnum() and not is_unspaced(text[at - 2])
+
+
+_RUN_SEPARATORS = re.compile(f"[{_SEPARATORS}]")
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
