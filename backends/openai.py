@@ -310,9 +310,6 @@ def _may_help(error: BaseException) -> bool:
 
 def from_spec(model: str, options: BackendOptions) -> OpenAIBackend:
     """`openai:MODEL`."""
-    budget = None
-    if options.budget_usd is not None or options.budget_tokens is not None:
-        budget = Budget(options.budget_usd, options.budget_tokens)
     return OpenAIBackend(
         model,
         base_url=options.base_url,
@@ -320,7 +317,7 @@ def from_spec(model: str, options: BackendOptions) -> OpenAIBackend:
         timeout_s=options.timeout_s,
         requests_per_minute=options.requests_per_minute,
         tokens_per_minute=options.tokens_per_minute,
-        budget=budget,
+        budget=options.budget,
         prices=None if options.prices is None else Prices.from_dict(options.prices),
         extra_body=options.extra,
     )

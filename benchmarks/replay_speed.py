@@ -61,7 +61,7 @@ def main() -> None:
         )
         again = time.perf_counter() - started
     print(
-        f"{count} records x 10 samples: graph {graph:.1f} s, replay {again:.1f} s ({done} lines), {graph / again:.1f}x"
+        f"{count} records x 10 samples: graph {graph:.1f} s, replay {again:.2f} s ({done} lines), {graph / again:.1f}x"
     )
 
 

@@ -61,7 +61,10 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
 
 
 def _salvage(text: str, start: int, names: Mapping[str, str], depth: int) -> tuple[Any, int]:
-    """What can be read of the object or list at `start`, and where reading stopped."""
+    """What can be read of the object or list at `start`, and where reading stopped.
+
+    No `names` for what is itself an entry: then no line behind a fault is part of it.
+    """
     if depth >= _MAX_DEPTH:
         return _FAULT, start
     if text.startswith("{", start):
@@ -84,12 +87,12 @@ def _salvage_object(text: str, at: int, names: Mapping[str, str], depth: int) ->
             return dict(found), end.end()  # only a trailing comma was at fault
         key = _KEY.match(text, at) if sound else None
         if key is None:
-            key = _LINE_KEY.search(text, at)
+            key = _LINE_KEY.search(text, at) if names else None
             while key is not None and compact(key[1]) not in names:
                 key = _LINE_KEY.search(text, key.end() - 1)
             if key is None:
                 break
-        value, at = _value(text, key.end(), names, depth)
+        value, at = _value(text, key.end(), {} if compact(key[1]) in names else names, depth)
         sound = value is not _FAULT and not isinstance(value, _Partial)
         if value is not _FAULT:
             found[key[1]] = value

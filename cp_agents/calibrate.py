@@ -42,9 +42,9 @@ def fit_run(
     records, ballots = load_ballots(store, run, taxonomy, settings.samples)
     if not records:
         raise StoreError(f"run {run} holds no samples to calibrate on")
-    tallies = decide.tally(ballots, taxonomy, settings.vote)
+    votes = decide.count(ballots, taxonomy, settings.vote)
     if kind == "quintile":
-        fitted = fit_on(tallies, taxonomy, settings)
+        fitted = fit_on(votes, taxonomy, settings)
         if fitted is None:
             raise InputError(f"run {run} has too few records to calibrate on ({len(records)})")
     else:
@@ -55,7 +55,7 @@ def fit_run(
         )
         scores: dict[str, list[float]] = {name: [] for name in taxonomy.names}
         right: dict[str, list[bool]] = {name: [] for name in taxonomy.names}
-        for record, tally in zip(records, tallies, strict=True):
+        for record, tally in zip(records, decide.tallies_of(votes, taxonomy), strict=True):
             for name, found in tally.items():
                 known = truth.get(record[0], {}).get(name, NA)
                 if found["voted"] not in (None, NA) and known != NA:

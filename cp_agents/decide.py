@@ -20,10 +20,10 @@ from cp_agents.schema import NA, AttributeProfile, Status
 from cp_agents.settings import ProfileSettings
 from cp_agents.stores.traces import RecordRow, VoteRow, unpack_evidence
 from cp_agents.taxonomy import Taxonomy
-from cp_agents.voting import VoteMethod, vote_attributes
+from cp_agents.voting import VoteMethod, Votes, vote_attributes
 
-PredictionRow = tuple[int, int, str, str, str | None, int | None, str | None]
-"""`(sample_index, sample_id, sampler, attribute, tag if ok, confidence, packed evidence)`, see the trace store."""
+PredictionRow = tuple[int, str, str, str, int]
+"""`(sample_index, sampler, attribute, tag, confidence)` of a usable answer, see the trace store."""
 
 
 class Tally(TypedDict):
@@ -36,7 +36,8 @@ class Tally(TypedDict):
     margin: float
     survivors: int
     agreeing: list[int]
-    evidence: str | None
+    best: int
+    """Index of the most confident agreeing sample, whose evidence the profile shows; -1 where nobody voted."""
     confidence: NotRequired[int]
     probability: NotRequired[float | None]
 
@@ -50,14 +51,12 @@ class Ballots(NamedTuple):
     """1..5 [K, R, M], 0 where there is no answer."""
     samplers: NDArray[np.int16]
     """Sampler codes [R, M]."""
-    evidence: dict[tuple[int, int, int], str]
-    """Packed evidence by (attribute, record, sample)."""
 
 
 def empty_ballots(taxonomy: Taxonomy, records: int, samples: int) -> Ballots:
     """Ballots in which nobody has voted yet."""
     shape = (len(taxonomy.names), records, samples)
-    return Ballots(np.full(shape, -1, np.int16), np.zeros(shape, np.int16), np.zeros(shape[1:], np.int16), {})
+    return Ballots(np.full(shape, -1, np.int16), np.zeros(shape, np.int16), np.zeros(shape[1:], np.int16))
 
 
 def ballots_of(rows: Iterable[PredictionRow], taxonomy: Taxonomy, samples: int) -> Ballots:
@@ -65,48 +64,55 @@ def ballots_of(rows: Iterable[PredictionRow], taxonomy: Taxonomy, samples: int) 
     ballots = empty_ballots(taxonomy, 1, samples)
     place = {a.name: (k, a.codes) for k, a in enumerate(taxonomy.attributes)}
     known: dict[str, int] = {}
-    for index, _, sampler, attribute, tag, confidence, evidence in rows:
-        if attribute in place and tag is not None and index < samples:
+    for index, sampler, attribute, tag, confidence in rows:
+        if attribute in place and index < samples:
             k, codes = place[attribute]
             ballots.tags[k, 0, index] = codes[tag]
-            ballots.confidence[k, 0, index] = confidence or 0
+            ballots.confidence[k, 0, index] = confidence
             ballots.samplers[0, index] = known.setdefault(sampler, len(known))
-            if evidence is not None:
-                ballots.evidence[k, 0, index] = evidence
     return ballots
 
 
-def tally(ballots: Ballots, taxonomy: Taxonomy, method: VoteMethod) -> list[dict[str, Tally]]:
-    """Equations 3-5 for every record: one `{attribute: Tally}` per record."""
+def count(ballots: Ballots, taxonomy: Taxonomy, method: VoteMethod) -> Votes:
+    """Equations 3-5 for every attribute and record; arrays [K, R]."""
     sizes = [len(a.names) for a in taxonomy.attributes]
-    votes = vote_attributes(ballots.tags, ballots.confidence, sizes, method, samplers=ballots.samplers)
-    records = ballots.tags.shape[1]
-    tallies: list[dict[str, Tally]] = [{} for _ in range(records)]
+    return vote_attributes(ballots.tags, ballots.confidence, sizes, method, samplers=ballots.samplers)
+
+
+def tallies_of(
+    votes: Votes, taxonomy: Taxonomy, start: int = 0, stop: int | None = None
+) -> list[dict[str, Tally]]:
+    """The votes of records `start` to `stop` as one `{attribute: Tally}` a record."""
+    votes = Votes(*(array[:, start:stop] for array in votes))  # type: ignore[arg-type]  # arrays all
+    tallies: list[dict[str, Tally]] = [{} for _ in range(votes.winner.shape[1])]
     for k, attribute in enumerate(taxonomy.attributes):
         names = (*attribute.names, None)  # code -1 is nobody
-        agreeing: list[list[int]] = [[] for _ in range(records)]
-        for row, index in np.argwhere(votes.agreeing[k]).tolist():
-            agreeing[row].append(index)
+        agreeing = np.nonzero(votes.agreeing[k])[1].tolist()
+        ends = np.cumsum(votes.agreeing[k].sum(axis=1)).tolist()
         columns = zip(
             votes.winner[k].tolist(),
-            votes.score[k].tolist(),
-            votes.share[k].tolist(),
+            np.round(votes.score[k], 6).tolist(),
+            np.round(votes.share[k], 6).tolist(),
             votes.runner_up[k].tolist(),
-            votes.margin[k].tolist(),
+            np.round(votes.margin[k], 6).tolist(),
             votes.survivors[k].tolist(),
             votes.best_sample[k].tolist(),
+            [0, *ends[:-1]],
+            ends,
             strict=True,
         )
-        for row, (winner, score, share, runner_up, margin, survivors, best) in enumerate(columns):
+        for row, (winner, score, share, runner_up, margin, survivors, best, first, last) in enumerate(
+            columns
+        ):
             tallies[row][attribute.name] = Tally(
                 voted=names[winner],
-                score=round(score, 6),
-                share=round(share, 6),
+                score=score,
+                share=share,
                 runner_up=names[runner_up],
-                margin=round(margin, 6),
+                margin=margin,
                 survivors=survivors,
-                agreeing=agreeing[row],
-                evidence=ballots.evidence.get((k, row, best)),
+                agreeing=agreeing[first:last],
+                best=best,
             )
     return tallies
 
@@ -134,10 +140,11 @@ def calibrate(
 def abstain(
     record: RecordRow,
     tallies: Mapping[str, Tally],
+    evidence: Mapping[str, str | None],
     taxonomy: Taxonomy,
     settings: ProfileSettings,
 ) -> dict[str, AttributeProfile]:
-    """Threshold, NA and review routing for one record."""
+    """Threshold, NA and review routing for one record; `evidence` is that of each vote's best sample, packed."""
     reported = taxonomy.reported_tags(record.self_reported) if settings.review.contradiction else {}
     profile: dict[str, AttributeProfile] = {}
     for name, found in tallies.items():
@@ -155,7 +162,7 @@ def abstain(
             score=found["score"],
             vote_share=found["share"],
             status=decision.status,
-            evidence=unpack_evidence(found["evidence"], record.cues),
+            evidence=unpack_evidence(evidence[name], record.cues),
             voted=found["voted"] or decision.tag,
             runner_up=found["runner_up"],
             margin=found["margin"],
@@ -180,3 +187,8 @@ def vote_rows(tallies: Mapping[str, Tally], method: VoteMethod) -> list[VoteRow]
         VoteRow(name, method, t["voted"], t["score"], t["share"], t["runner_up"], t["margin"], t["survivors"])
         for name, t in tallies.items()
     ]
+
+
+def wanted_evidence(record_id: int, tallies: Mapping[str, Tally]) -> list[tuple[int, int, str]]:
+    """What to ask the store for, attribute by attribute."""
+    return [(record_id, found["best"], name) for name, found in tallies.items()]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right
-from itertools import chain
 
 # Scripts written without spaces, and symbols such as emoji: a quotation may begin and end at any character.
 _UNSPACED = (
@@ -23,13 +22,15 @@ _SEPARATORS = (
 _RUN = re.compile(f"[{_UNSPACED}]+|[^{_UNSPACED}{_SEPARATORS}]+")
 _UNSPACED_CHAR = re.compile(f"[{_UNSPACED}]")
 
+_APOSTROPHES = "'’"
+
 _WORD, _INNER, _FREE = 0, 1, 2
 """What a run is: a word, a later part of a word, or characters that are all boundaries."""
 
 
 def is_unspaced(char: str) -> bool:
     """Whether `char` belongs to a script without spaces between words, or is a symbol."""
-    return _UNSPACED_CHAR.match(char) is not None
+    return char >= "\u0e00" and _UNSPACED_CHAR.match(char) is not None
 
 
 def glued(text: str, at: int) -> bool:
@@ -54,7 +55,16 @@ class FoldedText:
         for begin, end in stretches if stretches is not None else [(0, len(text))]:
             self.stretch_starts.append(at)
             for match in _RUN.finditer(text, begin, end):
-                for folded, origin, kind in _fold_run(match):
+                raw = match[0]
+                if raw.isascii():
+                    inner = text[match.start() - 1] in _APOSTROPHES and _ends_contraction(text, match.start())
+                    self._starts.append(at)
+                    self._origins.append(match.span())
+                    self._kinds.append(_INNER if inner else _WORD)
+                    parts.append(raw.lower())
+                    at += len(raw)
+                    continue
+                for folded, origin, kind in _fold_run(raw, match.start(), text):
                     self._starts.append(at)
                     self._origins.append(origin)
                     self._kinds.append(kind)
@@ -67,16 +77,6 @@ class FoldedText:
             at += 1
         self.folded = "".join(parts)
         """The folded text; every stretch ends with a line break."""
-
-    @property
-    def words(self) -> list[str]:
-        """The runs in order: words, and stretches of unspaced characters."""
-        edges = self._starts
-        return [
-            self.folded[a:b]
-            for a, b in zip(edges, chain(edges[1:], (len(self.folded),)), strict=True)
-            if self.folded[a:b] != "\n"
-        ]
 
     def stretch_at(self, at: int) -> int:
         """Index of the stretch that the folded offset `at` lies in."""
@@ -105,13 +105,19 @@ class FoldedText:
         return following - self._starts[run]
 
 
-def _fold_run(match: re.Match[str]) -> list[tuple[str, tuple[int, int], int]]:
+def fold_words(text: str) -> list[str]:
+    """The words of `text` and its stretches of unspaced characters, folded; joined, they are `FoldedText.folded`."""
+    if text.isascii():
+        return _RUN.findall(text.lower())
+    return ["".join(part for part, _, _ in _fold_run(raw, 0, "")) for raw in _RUN.findall(text)]
+
+
+def _fold_run(raw: str, begin: int, text: str) -> list[tuple[str, tuple[int, int], int]]:
     """The parts of a run: (folded, offsets in the text, kind). One part if folding keeps the length."""
-    raw, begin = match[0], match.start()
-    kind = _FREE if is_unspaced(raw[0]) else _INNER if _follows_apostrophe(match.string, begin) else _WORD
-    folded = raw.lower() if raw.isascii() else _fold(raw)
+    kind = _FREE if is_unspaced(raw[0]) else _INNER if _ends_contraction(text, begin) else _WORD
+    folded = _fold(raw)
     if len(folded) == len(raw):
-        return [(folded, (begin, match.end()), kind)]
+        return [(folded, (begin, begin + len(raw)), kind)]
     parts: list[tuple[str, tuple[int, int], int]] = []
     at = 0
     while at < len(raw):  # a character with its combining marks at a time: "é" in two characters is one
@@ -126,9 +132,11 @@ def _fold_run(match: re.Match[str]) -> list[tuple[str, tuple[int, int], int]]:
     return parts
 
 
-def _follows_apostrophe(text: str, at: int) -> bool:
-    """Whether a run is the end of a word such as "don't"."""
-    return at >= 2 and text[at - 1] in "'’" and text[at - 2].isalnum() and not is_unspaced(text[at - 2])
+def _ends_contraction(text: str, at: int) -> bool:
+    """Whether the run at `at` is the end of a word such as "don't"."""
+    return (
+        at >= 2 and text[at - 1] in _APOSTROPHES and text[at - 2].isalnum() and not is_unspaced(text[at - 2])
+    )
 
 
 _RUN_SEPARATORS = re.compile(f"[{_SEPARATORS}]")

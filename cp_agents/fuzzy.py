@@ -38,7 +38,10 @@ def find_approximately(pattern: str, text: str, start: int, end: int) -> tuple[i
     k = allowed_differences(m)
     best: tuple[int, int, int] | None = None
     for window_start, window_end in _places(pattern, k, text, start, end):
-        found = _best_in(pattern, text[window_start:window_end], k if best is None else best[2] - 1)
+        window = text[window_start:window_end]
+        if not _may_hold(pattern, window, k):
+            continue
+        found = _best_in(pattern, window, k if best is None else best[2] - 1)
         if found is not None:
             best = (window_start + found[0], window_start + found[1], found[2])
             if best[2] == 0:
@@ -69,6 +72,13 @@ def _places(pattern: str, k: int, text: str, start: int, end: int) -> list[tuple
         line_end = text.find("\n", inside, b)
         windows.append((max(a, line_start), b if line_end < 0 else line_end))
     return windows
+
+
+def _may_hold(pattern: str, window: str, k: int) -> bool:
+    """The q-gram lemma for q = 3: each difference spoils at most three of the pattern's trigrams."""
+    trigrams = len(pattern) - 2
+    needed = trigrams - 3 * k
+    return sum(pattern[i : i + 3] in window for i in range(trigrams)) >= needed
 
 
 def _best_in(pattern: str, window: str, limit: int) -> tuple[int, int, int] | None:

@@ -160,7 +160,8 @@ def build_graph(
         ctx = current()
         rows = ctx.store.predictions(state["record_id"])
         ballots = decide.ballots_of(rows, ctx.taxonomy, ctx.settings.samples)
-        return {"tallies": decide.tally(ballots, ctx.taxonomy, ctx.settings.vote)[0]}
+        votes = decide.count(ballots, ctx.taxonomy, ctx.settings.vote)
+        return {"tallies": decide.tallies_of(votes, ctx.taxonomy)[0]}
 
     def calibrate(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         ctx = current()
@@ -173,7 +174,10 @@ def build_graph(
     def abstain(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         ctx = current()
         record = ctx.store.record(state["record_id"])
-        attributes = decide.abstain(record, state["tallies"], ctx.taxonomy, ctx.settings)
+        tallies = state["tallies"]
+        found = ctx.store.evidence(decide.wanted_evidence(state["record_id"], tallies))
+        evidence = dict(zip(tallies, found, strict=True))
+        attributes = decide.abstain(record, tallies, evidence, ctx.taxonomy, ctx.settings)
         return {"attributes": {name: value.model_dump(mode="json") for name, value in attributes.items()}}
 
     def profile_of(state: ProfileState, ctx: ProfilingContext) -> Profile:

@@ -14,7 +14,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from cp_agents.answer_fields import RawAnswer, read_score, read_tag, split_evidence
-from cp_agents.answer_markup import Layout, Scan, scan, scan_well_formed
+from cp_agents.answer_markup import Scan, scan, scan_well_formed
+from cp_agents.answer_tokens import Layout
 from cp_agents.schema import Completion, Outcome
 from cp_agents.taxonomy import Attribute, Taxonomy
 

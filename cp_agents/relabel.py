@@ -6,8 +6,10 @@ whole data set; `cp-agents replay` is this and nothing else.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,12 +20,14 @@ from cp_agents.abstention import parse_tau
 from cp_agents.calibration import UNCALIBRATED, Calibrator
 from cp_agents.decide import Tally
 from cp_agents.errors import InputError
-from cp_agents.schema import Profile
+from cp_agents.schema import NA, Profile
 from cp_agents.settings import ProfileSettings
 from cp_agents.stores.reviews import apply_reviews, reviewed
 from cp_agents.stores.traces import RecordRow, TraceStore
 from cp_agents.taxonomy import Taxonomy
-from cp_agents.voting import METHODS, VoteMethod
+from cp_agents.voting import METHODS, VoteMethod, Votes
+
+_BATCH = 500
 
 
 class Decided(NamedTuple):
@@ -43,29 +47,40 @@ def load_ballots(
         " and exists (select 1 from samples s where s.record_id = r.record_id) order by record_id",
         (run_id,),
     )
-    row_of = {record[0]: row for row, record in enumerate(records)}
+    record_ids = np.array([record[0] for record in records], np.int64)
     ballots = decide.empty_ballots(taxonomy, len(records), samples)
     known: dict[str, int] = {}
-    for k, attribute in enumerate(taxonomy.attributes):
-        found = store.rows(
-            "select s.record_id, s.sample_index, s.sampler, p.tag, p.confidence, p.evidence"
-            " from records r join samples s using (record_id) join predictions p using (sample_id)"
-            " where r.run_id = ? and p.attribute = ? and p.outcome = 'ok' and s.sample_index < ?",
-            (run_id, attribute.name, samples),
-        )
-        if not found:
-            continue
-        ids, indices, samplers, tags, confidence, evidence = zip(*found, strict=True)
-        at = [row_of[i] for i in ids]
-        ballots.tags[k, at, indices] = [attribute.codes[tag] for tag in tags]
-        ballots.confidence[k, at, indices] = confidence
-        ballots.samplers[at, indices] = [known.setdefault(name, len(known)) for name in samplers]
-        ballots.evidence.update(
-            ((k, row, index), text)
-            for row, index, text in zip(at, indices, evidence, strict=True)
-            if text is not None
-        )
+    with _no_collection():
+        for ids, indices, samplers in store.columns(
+            "select record_id, sample_index, sampler from records join samples using (record_id)"
+            " where run_id = ? and sample_index < ?",
+            (run_id, samples),
+        ):
+            rows = np.searchsorted(record_ids, ids)
+            ballots.samplers[rows, indices] = [known.setdefault(name, len(known)) for name in samplers]
+        for k, attribute in enumerate(taxonomy.attributes):
+            for ids, indices, tags, confidence in store.columns(
+                "select s.record_id, s.sample_index, p.tag, p.confidence"
+                " from records r join samples s using (record_id) join predictions p using (sample_id)"
+                " where r.run_id = ? and p.attribute = ? and p.outcome = 'ok' and s.sample_index < ?",
+                (run_id, attribute.name, samples),
+            ):
+                rows = np.searchsorted(record_ids, ids)
+                ballots.tags[k, rows, indices] = list(map(attribute.codes.__getitem__, tags))
+                ballots.confidence[k, rows, indices] = confidence
     return records, ballots
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the cyclic garbage collector: millions of short-lived rows without a cycle would only keep it busy."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def relabel(
@@ -81,20 +96,28 @@ def relabel(
     uncalibrated, see `Calibrator.fit`). Nothing is written.
     """
     records, ballots = load_ballots(store, run_id, taxonomy, settings.samples)
-    tallies = decide.tally(ballots, taxonomy, settings.vote) if records else []
-    fitted = fit_on(tallies, taxonomy, settings) if calibrator == "fit" else calibrator
-    levels = decide.calibrate(tallies, fitted, settings.samples)
+    votes = decide.count(ballots, taxonomy, settings.vote)
+    fitted = fit_on(votes, taxonomy, settings) if calibrator == "fit" else calibrator
     answers = reviewed(store)
     label = fitted.label if fitted else UNCALIBRATED
 
     def decided() -> Iterator[Decided]:
-        for (record_id, user_id, cues, reported), found in zip(records, levels, strict=True):
-            record = RecordRow(user_id, cues, json.loads(reported))
-            attributes = decide.abstain(record, found, taxonomy, settings)
-            profile = Profile.model_construct(
-                user_id=user_id, attributes=attributes, calibrator=label, run_id=run_id
+        # A part at a time: sixty thousand small dicts at once would keep the garbage collector busy.
+        for start in range(0, len(records), _BATCH):
+            tallies = decide.tallies_of(votes, taxonomy, start, start + _BATCH)
+            tallies = decide.calibrate(tallies, fitted, settings.samples)
+            part = list(zip(records[start : start + _BATCH], tallies, strict=True))
+            found = iter(
+                store.evidence(w for record, t in part for w in decide.wanted_evidence(record[0], t))
             )
-            yield Decided(record_id, found, apply_reviews(profile, answers.get(record_id, {})))
+            for (record_id, user_id, cues, reported), tally in part:
+                evidence = {name: next(found) for name in tally}
+                record = RecordRow(user_id, cues, json.loads(reported))
+                attributes = decide.abstain(record, tally, evidence, taxonomy, settings)
+                profile = Profile.model_construct(
+                    user_id=user_id, attributes=attributes, calibrator=label, run_id=run_id
+                )
+                yield Decided(record_id, tally, apply_reviews(profile, answers.get(record_id, {})))
 
     return decided(), fitted
 
@@ -134,16 +157,11 @@ def replay(
     return (d.profile for d in decided)
 
 
-def fit_on(
-    tallies: list[dict[str, Tally]], taxonomy: Taxonomy, settings: ProfileSettings
-) -> Calibrator | None:
+def fit_on(votes: Votes, taxonomy: Taxonomy, settings: ProfileSettings) -> Calibrator | None:
     """Quintiles of S per attribute over the records whose vote is not NA; None when no attribute has enough."""
-    na = {a.name: a.names[-1] for a in taxonomy.attributes}
-    scores = {
-        name: np.array(
-            [t[name]["score"] for t in tallies if t[name]["voted"] not in (None, na[name])], np.float64
-        )
-        for name in taxonomy.names
-    }
+    scores = {}
+    for k, attribute in enumerate(taxonomy.attributes):
+        winner = votes.winner[k]
+        scores[attribute.name] = votes.score[k][(winner >= 0) & (winner != attribute.codes[NA])]
     fitted = Calibrator.fit(scores, samples=settings.samples, vote_method=settings.vote, taxonomy=taxonomy)
     return fitted if len(fitted.uncalibrated) < len(taxonomy.names) else None

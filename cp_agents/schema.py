@@ -270,12 +270,10 @@ class Profile(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """One line of OUT.jsonl: `{"user_id", "profile": {...}, "calibrator", "run_id"}`."""
+        dumped = self.model_dump(mode="json", exclude_none=True)
         return {
             "user_id": self.user_id,
-            "profile": {
-                name: value.model_dump(mode="json", exclude_none=True)
-                for name, value in self.attributes.items()
-            },
+            "profile": dumped["attributes"],
             "calibrator": self.calibrator,
             "run_id": self.run_id,
         }

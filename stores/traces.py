@@ -179,6 +179,19 @@ class TraceStore:
         with self._lock:
             return self._conn.execute(sql, parameters).fetchall()
 
+    def columns(
+        self, sql: str, parameters: Sequence[Any] = (), size: int = 20_000
+    ) -> Iterator[list[tuple[Any, ...]]]:
+        """Like `rows`, turned on its side and a part at a time: one tuple a column. Empty parts are left out."""
+        with self._lock:
+            cursor = self._conn.execute(sql, parameters)
+        while True:
+            with self._lock:
+                part = cursor.fetchmany(size)
+            if not part:
+                return
+            yield list(zip(*part, strict=True))
+
     # -- runs ---------------------------------------------------------------------------------------------
 
     def open_run(self, name: str, fingerprint: str, columns: Row) -> str:
@@ -361,16 +374,24 @@ class TraceStore:
         )
         return {row["key"]: (row["sample_id"], completion_of(row)) for row in found}
 
-    def predictions(
-        self, record_id: int
-    ) -> list[tuple[int, int, str, str, str | None, int | None, str | None]]:
-        """`(sample_index, sample_id, sampler, attribute, tag if ok, confidence, packed evidence)` of a record."""
+    def predictions(self, record_id: int) -> list[tuple[int, str, str, str, int]]:
+        """`(sample_index, sampler, attribute, tag, confidence)` of a record's usable answers."""
         return self.rows(
-            "select s.sample_index, s.sample_id, s.sampler, p.attribute,"
-            " case p.outcome when 'ok' then p.tag end, p.confidence, p.evidence"
-            " from samples s join predictions p using (sample_id) where s.record_id = ?",
+            "select s.sample_index, s.sampler, p.attribute, p.tag, p.confidence"
+            " from samples s join predictions p using (sample_id) where s.record_id = ? and p.outcome = 'ok'",
             (record_id,),
         )
+
+    def evidence(self, wanted: Iterable[tuple[int, int, str]]) -> list[str | None]:
+        """Packed evidence for each `(record_id, sample_index, attribute)`, None where there is none."""
+        found = self.rows(
+            "select p.evidence from json_each(?) w"
+            " left join samples s on s.record_id = w.value ->> 0 and s.sample_index = w.value ->> 1"
+            " left join predictions p on p.sample_id = s.sample_id and p.attribute = w.value ->> 2"
+            " order by w.key",
+            (json.dumps(list(wanted)),),
+        )
+        return [row[0] for row in found]
 
     # -- votes and profiles -------------------------------------------------------------------------------
 

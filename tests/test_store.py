@@ -32,7 +32,7 @@ from cp_agents.stores.reviews import (
     reviewed,
 )
 from cp_agents.stores.stats import run_stats, table_sizes
-from cp_agents.stores.traces import NewSample, TraceStore, VoteRow, cues_hash
+from cp_agents.stores.traces import NewSample, TraceStore, VoteRow, cues_hash, unpack_evidence
 from cp_agents.taxonomy import Attribute, Tag, Taxonomy
 
 PETS = Taxonomy(name="pets", attributes=[Attribute(name="pet", tags=[Tag(name="Cat"), Tag(name="Dog")])])
@@ -106,8 +106,13 @@ def test_what_is_stored_comes_back(store: TraceStore) -> None:
     assert not samples[1].is_final
     assert store.record(record) == ("u1", "[posted]\n- my cat sleeps", {"name": "x"})
     rows = store.predictions(record)
-    assert {(row[0], row[4], row[5]) for row in rows} == {(0, "Cat", 4), (1, "Cat", 4)}
-    assert json.loads(rows[0][6]) == [[11, 17, "exact"], ["purrs"]]
+    assert set(rows) == {(0, "s", "pet", "Cat", 4), (1, "s", "pet", "Cat", 4)}
+    packed, absent = store.evidence([(record, 0, "pet"), (record, -1, "pet")])
+    assert json.loads(packed or "") == [[11, 17, "exact"], ["purrs"]]
+    assert absent is None
+    [exact, free] = unpack_evidence(packed, cues().text)
+    assert (exact.text, exact.source, exact.start, exact.end) == ("my cat", "posted", 11, 17)
+    assert (free.text, free.match) == ("purrs", Match.UNGROUNDED)
 
 
 def test_a_failed_sample_is_replaced_and_a_good_one_is_cached(store: TraceStore) -> None:

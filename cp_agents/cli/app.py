@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from cp_agents import __version__
-from cp_agents.cli import calibrating, demo, doctor, evaluating, profiling, replaying, reviewing, storing
+from cp_agents.cli import (
+    calibrating,
+    comparing,
+    demo,
+    doctor,
+    evaluating,
+    profiling,
+    replaying,
+    reviewing,
+    storing,
+)
 from cp_agents.errors import InputError
 
 CONFIG_NAME = "cp-agents.toml"
@@ -99,6 +109,7 @@ app.command("replay")(replaying.replay)
 app.add_typer(calibrating.app, name="calibrate")
 app.add_typer(reviewing.app, name="review")
 app.command("evaluate")(evaluating.evaluate)
+app.command("compare")(comparing.compare)
 app.command("stats")(storing.stats)
 app.command("forget")(storing.forget)
 app.command("doctor")(doctor.doctor)
