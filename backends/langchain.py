@@ -162,7 +162,7 @@ class LangChainBackend:
 def from_langchain(chat_model: ChatModel, *, timeout_s: float = 120.0) -> LangChainBackend:
     """A backend that asks `chat_model`: any `BaseChatModel`, also after `.bind`, `.with_config` or `.with_retry`.
 
-        Profiler(backend=from_langchain(ChatOpenAI(model="...", temperature=1.0)))
+    Profiler(backend=from_langchain(ChatOpenAI(model="...", temperature=1.0)))
     """
     return LangChainBackend(chat_model, timeout_s=timeout_s)
 
@@ -201,7 +201,7 @@ def from_spec(rest: str, options: BackendOptions) -> LangChainBackend:
         requests_per_minute=options.requests_per_minute,
         tokens_per_minute=options.tokens_per_minute,
         budget=options.budget,
-        prices=None if options.prices is None else Prices.from_dict(options.prices),
+        prices=options.prices_of(f"langchain:{rest}"),
     )
 
 

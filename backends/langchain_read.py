@@ -98,13 +98,14 @@ class Answer(NamedTuple):
 def read_message(message: BaseMessage) -> Answer:
     """Read an answer: content as text or as blocks, reasoning kept apart, finish reason and usage."""
     finish = _finish_reason(message.response_metadata)
-    reasoning, refusal = [], [message.additional_kwargs.get("refusal")]
+    reasoning, refusals = [], [message.additional_kwargs.get("refusal")]
     for block in cast("list[dict[str, Any]]", message.content_blocks):
         # Blocks of providers that langchain-core does not know come wrapped.
         raw = block["value"] if block.get("type") == "non_standard" else block
         reasoning += [raw.get("reasoning"), raw.get("thinking")]
-        refusal.append(raw.get("refusal"))
-    refused = "".join(text for text in refusal if isinstance(text, str))
+        refusals.append(raw.get("refusal"))
+    # Some packages say it in both places.
+    refused = next((text for text in refusals if isinstance(text, str) and text), "")
     return Answer(
         text=str(message.text) or refused,
         reasoning="\n".join(text for text in reasoning if isinstance(text, str) and text),
@@ -168,6 +169,7 @@ _TYPED: tuple[tuple[type[Exception], ErrorType], ...] = (
     (lc.ModelConnectionError, ErrorType.CONNECTION),
     (ConnectionError, ErrorType.CONNECTION),
     (lc.ModelAPIError, ErrorType.SERVER),
+    (json.JSONDecodeError, ErrorType.SERVER),  # 200 with something that is no answer
     (lc.ModelInvalidRequestError, ErrorType.BAD_REQUEST),
 )
 _SENTENCES = {

@@ -318,6 +318,6 @@ def from_spec(model: str, options: BackendOptions) -> OpenAIBackend:
         requests_per_minute=options.requests_per_minute,
         tokens_per_minute=options.tokens_per_minute,
         budget=options.budget,
-        prices=None if options.prices is None else Prices.from_dict(options.prices),
+        prices=options.prices_of(f"openai:{model}"),
         extra_body=options.extra,
     )

@@ -17,7 +17,9 @@ from typing import Any
 
 from cp_agents.backends.base import Backend
 from cp_agents.backends.limits import Budget
+from cp_agents.backends.usage import Prices
 from cp_agents.errors import CpAgentsError, InputError
+from cp_agents.prices import PriceList, prices_for
 from cp_agents.taxonomy import Taxonomy
 
 
@@ -35,7 +37,9 @@ class BackendOptions:
     budget_usd: float | None = None
     budget_tokens: int | None = None
     prices: dict[str, float] | None = None
-    """USD per million tokens: prompt, completion, and cached where it differs."""
+    """USD per million tokens: prompt, completion, and cached where it differs. They go before `price_list`."""
+    price_list: PriceList | None = None
+    """Prices by model, see `cp_agents.prices`."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Passed through in the request body of OpenAI-compatible endpoints."""
 
@@ -45,6 +49,10 @@ class BackendOptions:
         if self.budget_usd is None and self.budget_tokens is None:
             return None
         return Budget(self.budget_usd, self.budget_tokens)
+
+    def prices_of(self, spec: str) -> Prices | None:
+        """What the model `spec`, as in openai:MODEL, costs; None where nobody has said."""
+        return prices_for(spec, self.prices, self.price_list)
 
 
 Factory = Callable[[str, BackendOptions], Backend]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from itertools import islice
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from cp_agents.answer_fields import FIELD_NAMES, compact
@@ -47,8 +47,11 @@ class Token(NamedTuple):
     empty: bool
     """`<.../>`"""
     begins_line: bool
+    """Of attributes and think blocks: nothing but bullets, emphasis and the like stands before it in its line."""
     ends_line: bool
+    """Of the same: nothing stands behind it in its line."""
     xml_attributes: str
+    """What stands behind the name."""
 
     @property
     def opens(self) -> bool:
@@ -89,51 +92,44 @@ class Layout:
 
 def tokenise(plain: str, layout: Layout) -> list[Token]:
     """The first 20,000 tags in `plain`, in order."""
-    kinds = layout.kinds
     known: dict[str, tuple[Kind, str]] = {}
     tokens: list[Token] = []
     line_start = seen = 0
     for match in islice(layout.token.finditer(plain), _MAX_TOKENS):
+        close, written, rest, _ = match.groups()
         start, end = match.span()
-        line_start = max(line_start, plain.rfind("\n", seen, start) + 1)
-        seen = start
-        begins = start - line_start <= _MAX_LEAD and _LEAD.fullmatch(plain, line_start, start) is not None
-        written = match["name"]
         if written is None:
-            tokens.append(Token(Kind.JSON, "", start, end, False, False, begins, False, ""))
+            tokens.append(Token(Kind.JSON, "", start, end, False, False, False, False, ""))
             continue
-        kind = known.get(written)
-        if kind is None:
-            lowered = written.lower()
-            kind = known[written] = kinds.get(re.sub(r"[\s-]", "_", lowered)) or kinds[compact(lowered)]
-        rest = match["rest"]
-        after = plain[end : end + 8].lstrip(" \t\r")
-        tokens.append(
-            Token(
-                *kind,
-                start,
-                end,
-                closes=match["close"] is not None,
-                empty=rest.endswith("/"),
-                begins_line=begins,
-                ends_line=after == "" or after[0] == "\n",
-                xml_attributes=rest,
-            )
-        )
+        kind, name = known.get(written) or known.setdefault(written, _kind(written, layout))
+        begins = ends = False
+        if kind is Kind.ATTRIBUTE or kind is Kind.THOUGHT:
+            line_start = max(line_start, plain.rfind("\n", seen, start) + 1)
+            seen = start
+            begins = start - line_start <= _MAX_LEAD and _LEAD.fullmatch(plain, line_start, start) is not None
+            after = plain[end : end + 8].lstrip(" \t\r")
+            ends = after == "" or after[0] == "\n"
+        tokens.append(Token(kind, name, start, end, close is not None, rest[-1:] == "/", begins, ends, rest))
     return tokens
+
+
+def _kind(written: str, layout: Layout) -> tuple[Kind, str]:
+    lowered = written.lower()
+    return layout.kinds.get(re.sub(r"[\s-]", "_", lowered)) or layout.kinds[compact(lowered)]
 
 
 def pair(tokens: list[Token]) -> dict[int, int]:
     """Index of the closing token of each attribute, evidence and think element that has one.
 
     An attribute does not nest in itself: opened again, it was left open if this one begins a line or follows
-    outside evidence, else this one is text. A think block that is never closed is paired with the end.
+    outside evidence, else this one is text. Nothing is closed from within an attribute's element that begins a line
+    and is still open. A think block that is never closed is paired with the end.
     """
     pairs: dict[int, int] = {}
-    stack: list[int] = []
-    open_names: set[str] = set()
+    stack = _Stack(tokens)
     thought_ends = [i for i, t in enumerate(tokens) if t.kind is Kind.THOUGHT and t.closes]
     thought_ends.reverse()
+    first_lines = list(accumulate(t.kind is Kind.ATTRIBUTE and t.begins_line for t in tokens))
     seen_attribute = False
     resume = 0
     for i, token in enumerate(tokens):
@@ -142,52 +138,75 @@ def pair(tokens: list[Token]) -> dict[int, int]:
         if token.kind is Kind.THOUGHT and token.opens:
             while thought_ends and thought_ends[-1] < i:
                 thought_ends.pop()
-            own_line = token.begins_line or token.ends_line
-            if thought_ends and (own_line or not _in_evidence(tokens, stack)):
-                pairs[i] = thought_ends[-1]
-                resume = pairs[i] + 1
-            elif not thought_ends and (own_line or not seen_attribute) and not _in_evidence(tokens, stack):
+            own = token.begins_line or token.ends_line or not seen_attribute
+            if thought_ends:
+                end = thought_ends[-1]
+                if own or (not stack.in_evidence and first_lines[end] == first_lines[i]):
+                    pairs[i] = end
+                    resume = end + 1
+            elif own and not stack.in_evidence:
                 pairs[i] = len(tokens)
                 break
         elif token.kind is Kind.ATTRIBUTE:
             seen_attribute = True
-            name = token.name
             if token.opens:
-                if name in open_names:
-                    if not token.begins_line and tokens[stack[-1]].name != name:
+                if token.name in stack.depths:
+                    if not token.begins_line and tokens[stack.items[-1]].name != token.name:
                         continue
-                    _pop_through(name, tokens, stack, open_names)
-                stack.append(i)
-                open_names.add(name)
-            elif token.closes and name in open_names:
-                pairs[_pop_through(name, tokens, stack, open_names)] = i
+                    stack.cut(stack.depths[token.name])
+                stack.push(i)
+            elif token.closes and stack.reaches(depth := stack.depths.get(token.name, -1)):
+                pairs[stack.items[depth]] = i
+                stack.cut(depth)
         elif token.kind is Kind.EVIDENCE:
             if token.opens:
-                stack.append(i)
-            elif token.closes:
-                # At most one of each attribute stands above the evidence to close.
-                for depth in range(len(stack) - 1, -1, -1):
-                    opener = tokens[stack[depth]]
-                    if opener.kind is Kind.EVIDENCE:
-                        pairs[stack[depth]] = i
-                        open_names -= {tokens[j].name for j in stack[depth:]}
-                        del stack[depth:]
-                        break
-                    if opener.begins_line:
-                        break
+                stack.push(i)
+            elif token.closes and stack.evidence and stack.reaches(depth := stack.evidence[-1]):
+                pairs[stack.items[depth]] = i
+                stack.cut(depth)
     return pairs
 
 
-def _in_evidence(tokens: list[Token], stack: list[int]) -> bool:
-    return any(tokens[i].kind is Kind.EVIDENCE for i in stack)
+class _Stack:
+    """Indices of the elements that are open, and what has to be known of them in constant time."""
 
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = tokens
+        self.items: list[int] = []
+        self.depths: dict[str, int] = {}
+        """Attribute -> its depth in `items`."""
+        self.evidence: list[int] = []
+        """Depths of evidence."""
+        self.lines: list[int] = []
+        """Depths of attributes that begin a line."""
 
-def _pop_through(name: str, tokens: list[Token], stack: list[int], open_names: set[str]) -> int:
-    while True:
-        top = stack.pop()
-        open_names.discard(tokens[top].name)
-        if tokens[top].name == name and tokens[top].kind is Kind.ATTRIBUTE:
-            return top
+    @property
+    def in_evidence(self) -> bool:
+        return bool(self.evidence)
+
+    def push(self, index: int) -> None:
+        token, depth = self.tokens[index], len(self.items)
+        if token.kind is Kind.EVIDENCE:
+            self.evidence.append(depth)
+        else:
+            self.depths[token.name] = depth
+            if token.begins_line:
+                self.lines.append(depth)
+        self.items.append(index)
+
+    def reaches(self, depth: int) -> bool:
+        """Whether a closing token may close the element at `depth`, and with it all above."""
+        return depth >= 0 and (not self.lines or self.lines[-1] <= depth)
+
+    def cut(self, depth: int) -> None:
+        """Take off the element at `depth` and all above."""
+        for index in self.items[depth:]:
+            if self.tokens[index].kind is Kind.ATTRIBUTE:
+                del self.depths[self.tokens[index].name]
+        del self.items[depth:]
+        for depths in (self.evidence, self.lines):
+            while depths and depths[-1] >= depth:
+                depths.pop()
 
 
 def line_breaks(tokens: list[Token]) -> list[int]:

@@ -17,7 +17,7 @@ a self-reported field says ("25" in "age: 25").
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -26,7 +26,6 @@ from cp_agents.folded_text import FoldedText, fold_words, glued, is_unspaced
 from cp_agents.fuzzy import (
     MAX_LENGTH,
     MIN_LENGTH,
-    MIN_LENGTH_UNSPACED,
     allowed_differences,
     find_approximately,
 )
@@ -59,10 +58,13 @@ _AMOUNT = re.compile(
 )
 _AMOUNT_ENDS = tuple("0123456789)）]sSnN钟次")
 _LABEL_END = r"(?![^\W_])(?:\s*(?:[:：=]|[-–—]\s))?\s*"
+_SELF_REPORTED = r"self[-_ ]?report(?:ed|s)?"
+_SELF_REPORTED_ZH = r"(?:自报|自填|自述|自我介绍|自称)(?:信息|资料)?"
+_REPORTED = re.compile(rf"\b{_SELF_REPORTED}\b|{_SELF_REPORTED_ZH}", re.IGNORECASE)
 _REPORTED_LABEL = (
-    r"(?:the\s)?(?:user(?:['’]s)?\s)?self[-_ ]?report(?:ed|s)?(?:\s(?:as|that|profile|info|information))?"
+    rf"(?:the\s)?(?:user(?:['’]s)?\s)?{_SELF_REPORTED}(?:\s(?:as|that|profile|info|information))?{_LABEL_END}"
+    rf"|(?:用户)?{_SELF_REPORTED_ZH}\s*[:：]?\s*"
 )
-_REPORTED_LABEL_ZH = r"(?:用户)?(?:自报|自填|自述|自我介绍|自称)(?:信息|资料)?"
 _ANY_LABEL = re.compile(r"[^:：]{1,40}[:：]\s*(?=\S)")
 _PARTS = re.compile(r"\s*(?:[,，、]|…|\.{3}|\s(?:\+|and|以及)\s)\s*")
 _ABSENCE = re.compile(
@@ -190,7 +192,7 @@ class CueIndex:
         names = "|".join(re.escape(s).replace("_", "[ _]") for s in sorted(sources, key=len, reverse=True))
         source = rf"|(?:the\s)?(?:user\s)?(?:{names}){_LABEL_END}" if names else ""
         return re.compile(
-            rf"(?P<reported>(?:{_REPORTED_LABEL}){_LABEL_END}|{_REPORTED_LABEL_ZH}\s*[:：]?\s*){source}",
+            rf"(?P<reported>{_REPORTED_LABEL}){source}",
             re.IGNORECASE,
         )
 
@@ -206,7 +208,7 @@ class CueIndex:
                 if span.match is Match.NORMALISED and self.block[span.start : span.end] == text:
                     return span._replace(match=Match.EXACT)
                 return span
-        if (span := self._field(text, any(r.reported for r in readings))) is not None:
+        if (span := self._field(text)) is not None:
             return span
         for reading in readings:
             if (span := self._fuzzy(reading)) is not None:
@@ -260,15 +262,16 @@ class CueIndex:
                 at = folded.folded.find(pattern, at + 1)
                 if at < 0:
                     break
-                if folded.is_boundary(at) and folded.is_boundary(at + len(pattern)):
+                if folded.may_begin(at) and folded.may_end(at + len(pattern)):
                     return self._from_folded(at, at + len(pattern), reading, Match.NORMALISED)
         return None
 
-    def _field(self, text: str, reported: bool) -> _Span | None:
+    def _field(self, text: str) -> _Span | None:
         """A self-reported field whose value is in `text`, and its name too unless `text` says self-reported."""
         if not self._fields or len(text) > _MAX_FIELD_QUOTE or _ABSENCE.match(text) is not None:
             return None
         words = f" {' '.join(fold_words(text))} "
+        reported = _REPORTED.search(text) is not None
         for name, value, span in self._fields:
             if f" {value} " in words and (reported or f" {name} " in words):
                 return span
@@ -282,9 +285,8 @@ class CueIndex:
 
     def _fuzzy(self, reading: _Reading) -> _Span | None:
         pattern = reading.folded
-        if not reading.meaningful or not MIN_LENGTH_UNSPACED <= len(pattern) <= MAX_LENGTH:
-            return None
-        if len(pattern) < MIN_LENGTH and 2 * sum(map(is_unspaced, pattern)) <= len(pattern):
+        allowed = allowed_differences(pattern)
+        if not reading.meaningful or allowed is None:
             return None
         folded = self._folded
         found = find_approximately(
@@ -293,17 +295,17 @@ class CueIndex:
         if found is None:
             return None
         start, end, differences = found
-        start, moved_start = self._to_boundary(start, -1)
-        end, moved_end = self._to_boundary(end, 1)
-        if start >= end or differences + moved_start + moved_end > allowed_differences(len(pattern)):
+        start, moved_start = self._nearest(start, -1, folded.may_begin)
+        end, moved_end = self._nearest(end, 1, folded.may_end)
+        if start >= end or differences + moved_start + moved_end > allowed:
             return None
         return self._from_folded(start, end, reading, Match.FUZZY)
 
-    def _to_boundary(self, at: int, outward: int) -> tuple[int, int]:
+    def _nearest(self, at: int, outward: int, is_boundary: Callable[[int], bool]) -> tuple[int, int]:
         """The nearest word boundary to a folded offset, `outward` first, and how far it is."""
         for distance in range(MAX_LENGTH):
             for place in (at + outward * distance, at - outward * distance):
-                if 0 <= place < len(self._folded.folded) and self._folded.is_boundary(place):
+                if 0 <= place < len(self._folded.folded) and is_boundary(place):
                     return place, distance
         return at, MAX_LENGTH
 

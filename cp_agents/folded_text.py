@@ -24,8 +24,9 @@ _UNSPACED_CHAR = re.compile(f"[{_UNSPACED}]")
 
 _APOSTROPHES = "'’"
 
-_WORD, _INNER, _FREE = 0, 1, 2
-"""What a run is: a word, a later part of a word, or characters that are all boundaries."""
+_WORD, _INNER, _FREE, _ENDING = range(4)
+"""What a run is: a word, a later part of a word, characters that are all boundaries, or what follows the apostrophe
+in "don't" and "Tom's": a quotation may end before that and not begin with it."""
 
 
 def is_unspaced(char: str) -> bool:
@@ -38,6 +39,8 @@ def glued(text: str, at: int) -> bool:
     if not 0 < at < len(text):
         return False
     before, after = text[at - 1], text[at]
+    if before in _APOSTROPHES:
+        return _ends_contraction(text, at)
     return before.isalnum() and after.isalnum() and not is_unspaced(before) and not is_unspaced(after)
 
 
@@ -47,7 +50,7 @@ class FoldedText:
     def __init__(self, text: str, stretches: list[tuple[int, int]] | None = None) -> None:
         self._starts: list[int] = []  # per run: offset in `folded`,
         self._origins: list[tuple[int, int]] = []  # where it stands in the text,
-        self._kinds: list[int] = []  # and _WORD, _INNER or _FREE
+        self._kinds: list[int] = []  # and what it is
         self.stretch_starts: list[int] = []
         """Offset in `folded` of each stretch."""
         parts: list[str] = []
@@ -57,10 +60,12 @@ class FoldedText:
             for match in _RUN.finditer(text, begin, end):
                 raw = match[0]
                 if raw.isascii():
-                    inner = text[match.start() - 1] in _APOSTROPHES and _ends_contraction(text, match.start())
+                    ending = text[match.start() - 1] in _APOSTROPHES and _ends_contraction(
+                        text, match.start()
+                    )
                     self._starts.append(at)
                     self._origins.append(match.span())
-                    self._kinds.append(_INNER if inner else _WORD)
+                    self._kinds.append(_ENDING if ending else _WORD)
                     parts.append(raw.lower())
                     at += len(raw)
                     continue
@@ -82,10 +87,15 @@ class FoldedText:
         """Index of the stretch that the folded offset `at` lies in."""
         return bisect_right(self.stretch_starts, at) - 1
 
-    def is_boundary(self, at: int) -> bool:
-        """Whether a word may begin or end at the folded offset `at`."""
+    def may_begin(self, at: int) -> bool:
+        """Whether a quotation may begin at the folded offset `at`."""
         run = bisect_right(self._starts, at) - 1
         return self._kinds[run] == _FREE or (self._starts[run] == at and self._kinds[run] == _WORD)
+
+    def may_end(self, at: int) -> bool:
+        """Whether a quotation may end before the folded offset `at`."""
+        run = bisect_right(self._starts, at) - 1
+        return self._kinds[run] == _FREE or (self._starts[run] == at and self._kinds[run] != _INNER)
 
     def origin(self, start: int, end: int) -> tuple[int, int]:
         """The offsets in the text of the folded `[start, end)`, which is not empty."""
@@ -114,7 +124,7 @@ def fold_words(text: str) -> list[str]:
 
 def _fold_run(raw: str, begin: int, text: str) -> list[tuple[str, tuple[int, int], int]]:
     """The parts of a run: (folded, offsets in the text, kind). One part if folding keeps the length."""
-    kind = _FREE if is_unspaced(raw[0]) else _INNER if _ends_contraction(text, begin) else _WORD
+    kind = _FREE if is_unspaced(raw[0]) else _ENDING if _ends_contraction(text, begin) else _WORD
     folded = _fold(raw)
     if len(folded) == len(raw):
         return [(folded, (begin, begin + len(raw)), kind)]

@@ -1,4 +1,4 @@
-"""Approximate search with a stated bound: at most one character in five differs (one in all below 15).
+"""Approximate search with a stated bound: at most one character in five differs (one in all in a short text).
 
 Seeds find the places, bit-parallel edit distance (Myers 1999, in Sellers' semi-global form) decides. Cost:
 O(n) for the seeds, which the interpreter's own substring search does, and at most `_MAX_PLACES` windows of
@@ -8,6 +8,8 @@ O(m) steps each on m-bit integers.
 from __future__ import annotations
 
 from collections import Counter
+
+from cp_agents.folded_text import is_unspaced
 
 MIN_LENGTH = 8
 """Folded characters below which a text is too short to be looked for approximately."""
@@ -20,12 +22,17 @@ _MAX_HITS = 16
 """Places that one seed may name."""
 
 
-def allowed_differences(length: int) -> int:
-    """Insertions, deletions and substitutions that a text of `length` characters may differ by.
+def allowed_differences(pattern: str) -> int | None:
+    """Insertions, deletions and substitutions that `pattern` may differ by; None if its length is out of bounds.
 
-    20 %, rounded down; of a short text only one, where two make another word: "car service", "care services".
+    20 %, rounded down. A short text in letters may have one, as two make another word: "car service", "care services".
     """
-    return length // 5 if length >= _SHORT else min(1, length // 5)
+    m = len(pattern)
+    if not MIN_LENGTH_UNSPACED <= m <= MAX_LENGTH:
+        return None
+    if m < _SHORT and 2 * sum(map(is_unspaced, pattern)) <= m:
+        return 1 if m >= MIN_LENGTH else None
+    return m // 5
 
 
 def find_approximately(pattern: str, text: str, start: int, end: int) -> tuple[int, int, int] | None:
@@ -34,8 +41,9 @@ def find_approximately(pattern: str, text: str, start: int, end: int) -> tuple[i
     None where all are further than `allowed_differences`. By the pigeonhole principle a match within k differences
     holds one of k + 1 parts of the pattern unchanged; only the places that most parts agree on are looked at.
     """
-    m = len(pattern)
-    k = allowed_differences(m)
+    k = allowed_differences(pattern)
+    if k is None:
+        return None
     best: tuple[int, int, int] | None = None
     for window_start, window_end in _places(pattern, k, text, start, end):
         window = text[window_start:window_end]

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from cp_agents.backends.usage import Prices
 from cp_agents.cues import AssembledCues, assemble_cues, estimate_tokens
 from cp_agents.prompts.render import Prompt
-from cp_agents.schema import UserRecord
+from cp_agents.schema import Usage, UserRecord
 from cp_agents.taxonomy import Taxonomy
 
 _TOKENS_PER_ATTRIBUTE = 40  # one element of the wire format with a short quotation
@@ -31,6 +32,9 @@ class Plan(NamedTuple):
     dropped: dict[str, int]
     """What cue assembly left out, over all records."""
     cost_usd: float | None
+    """With one request a sample and no prefix cache."""
+    cost_cached_usd: float | None
+    """With one request a sample and every token that was sent before read from the endpoint's prefix cache."""
     cost_n_usd: float | None
 
 
@@ -42,9 +46,9 @@ def plan_run(
     samples: int,
     token_budget: int,
     max_tokens: int,
-    prices: Mapping[str, float] | None = None,
+    prices: Prices | None = None,
 ) -> Plan:
-    """Assemble every record and add up. `prices` are USD per million prompt and completion tokens."""
+    """Assemble every record and add up."""
     cues = [assemble_cues(UserRecord.from_dict(dict(r)), token_budget=token_budget) for r in records]
     shared = sum(estimate_tokens(m.content) for m in prompt.messages("")) if cues else 0
     per_record = shared * len(cues) + sum(c.tokens for c in cues)
@@ -53,20 +57,23 @@ def plan_run(
     for c in cues:
         dropped.update(c.dropped)
 
-    def cost(prompt_tokens: int) -> float | None:
-        if prices is None:
-            return None
-        return (prompt_tokens * prices.get("prompt", 0) + completion * prices.get("completion", 0)) / 1e6
+    def cost(prompt_tokens: int, cached_tokens: int = 0) -> float | None:
+        usage = Usage(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, completion_tokens=completion)
+        return None if prices is None else prices.cost(usage)
+
+    whole = per_record * samples
+    sent_once = shared + sum(c.tokens for c in cues)
 
     return Plan(
         cues=cues,
         prompt_tokens=round(per_record / len(cues)) if cues else 0,
         shared_tokens=shared,
-        total_prompt=per_record * samples,
+        total_prompt=whole,
         total_prompt_n=per_record,
         total_completion=completion,
         most_completion=samples * len(cues) * max_tokens,
         dropped=dict(dropped),
-        cost_usd=cost(per_record * samples),
+        cost_usd=cost(whole),
+        cost_cached_usd=cost(whole, whole - sent_once),
         cost_n_usd=cost(per_record),
     )

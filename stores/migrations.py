@@ -5,14 +5,11 @@ A store that has a migration which this code does not know was written by a newe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sqlite3
 
-from sqlite_utils import Migrations
+from sqlite_utils import Database, Migrations
 
 from cp_agents.errors import StoreError
-
-if TYPE_CHECKING:
-    from sqlite_utils import Database
 
 SET_NAME = "cp_agents"
 migrations = Migrations(SET_NAME)
@@ -20,13 +17,25 @@ migrations = Migrations(SET_NAME)
 
 def migrate(db: Database, path: str) -> None:
     """Bring `db` to this version's schema. Raises `StoreError` for a store of a newer version."""
-    known = {m.name for m in migrations.pending(db)} | {m.name for m in migrations.applied(db)}
+    _refuse_what_is_not_ours(db, path)
+    if migrations.pending(db):
+        # Two processes may open a new store at once: the second waits here, and then finds nothing left to do.
+        db.conn.execute("begin immediate")
+        with db.conn:
+            migrations.apply(db)
+
+
+def _refuse_what_is_not_ours(db: Database, path: str) -> None:
     if db[Migrations.migrations_table].exists():
         rows = db.query(
             f"select name from {Migrations.migrations_table} where migration_set = ? order by name",
             [SET_NAME],
         )
-        if newer := sorted({row["name"] for row in rows} - {m.name for m in _all()}):
+        applied = {row["name"] for row in rows}
+        ours = {
+            m.name for m in migrations.pending(Database(memory=True))
+        }  # to an empty database, all of them
+        if newer := sorted(applied - ours):
             raise StoreError(
                 f"the store {path} was written by a newer version of cp-agents (it has {newer[-1]!r}); "
                 "upgrade cp-agents or use another store"
@@ -35,18 +44,23 @@ def migrate(db: Database, path: str) -> None:
         raise StoreError(
             f"{path} has a table {sorted(foreign)[0]!r} and is no cp-agents store; choose another file"
         )
-    if known:
-        migrations.apply(db)
 
 
-def _all() -> list[Migrations._Migration]:
-    return list(migrations._migrations)
+def run_statements(db: Database, script: str) -> None:
+    """Run a script inside the open transaction, which `executescript` would commit."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            db.conn.execute(statement)
+            statement = ""
 
 
 @migrations()
 def m001_traces(db: Database) -> None:
     """Runs, records, samples, predictions, votes, profiles, calibrators, reviews, cache."""
-    db.executescript(
+    run_statements(
+        db,
         """
         create table runs (
             run_id text primary key,
@@ -159,5 +173,5 @@ def m001_traces(db: Database) -> None:
                    a.value ->> 'confidence' as confidence, a.value ->> 'status' as status,
                    a.value ->> 'score' as score, a.value ->> 'vote_share' as vote_share
             from profiles p join records r using (record_id), json_each(p.profile) a;
-        """
+        """,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from cp_agents.schema import NA
 from cp_agents.stores.traces import TraceStore
 
 
@@ -16,14 +17,22 @@ class TableSize(NamedTuple):
 
 
 def run_stats(store: TraceStore) -> list[dict[str, Any]]:
-    """One row a run. Tokens and cost are of calls made, not of answers reused; latency is of samples, in s."""
+    """One row a run. Tokens and cost are of calls made, not of answers reused; latency is of samples, in s.
+
+    `accepted` counts the attributes that the profiles answer, people's answers included. `unpriced` answers were
+    drawn without a price: where there are any, the costs are lower bounds.
+    """
     found = store.query(
         """
         select u.run_id as run, u.backend, count(distinct r.record_id) as records, count(s.sample_id) as samples,
                sum(s.from_cache is not null) as from_cache,
                sum(s.error_type is not null) as failed,
-               sum(s.prompt_tokens) as prompt_tokens, sum(s.completion_tokens) as completion_tokens,
-               round(sum(s.cost_usd), 4) as cost_usd, round(avg(s.latency_s), 3) as mean_latency_s
+               round(avg(s.latency_s), 3) as mean_latency_s,
+               sum(s.prompt_tokens) as prompt_tokens, sum(s.cached_tokens) as cached_tokens,
+               sum(s.completion_tokens) as completion_tokens, round(sum(s.cost_usd), 4) as cost_usd,
+               round(sum(s.cost_usd) / count(distinct r.record_id), 6) as cost_per_record,
+               sum(s.cost_usd) as exact_cost,
+               sum(s.from_cache is null and s.error_type is null and s.cost_usd is null) as unpriced
         from runs u left join records r using (run_id) left join samples s using (record_id)
         group by u.run_id order by u.rowid
         """
@@ -32,7 +41,17 @@ def run_stats(store: TraceStore) -> list[dict[str, Any]]:
         "select r.run_id, s.outcome, count(*) from samples s join records r using (record_id)"
         " group by 1, 2 order by 1, 2"
     )
+    accepted = dict(
+        store.rows(
+            "select run_id, count(*) from profile_attributes"
+            " where status = 'accepted' or (status = 'reviewed' and tag <> ?) group by run_id",
+            (NA,),
+        )
+    )
     for run in found:
+        run["accepted"] = number = accepted.get(run["run"], 0)
+        cost = run.pop("exact_cost")
+        run["cost_per_accepted"] = round(cost / number, 6) if cost is not None and number else None
         run["outcomes"] = ", ".join(
             f"{name} {count:,}" for run_id, name, count in outcomes if run_id == run["run"]
         )

@@ -18,7 +18,8 @@ from cp_agents.cli.app import app
 from cp_agents.cues import AssembledCues
 from cp_agents.errors import InputError, StoreError
 from cp_agents.evaluation import compare as compare_module
-from cp_agents.evaluation.compare import Comparison, cohen_kappa, compare_runs
+from cp_agents.evaluation.agreement import cohen_kappa
+from cp_agents.evaluation.compare import Comparison, compare_runs
 from cp_agents.evaluation.effort import pace
 from cp_agents.schema import NA, AttributeProfile, Evidence, Profile, Status
 from cp_agents.stores.traces import NewSample

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Model text in, typed outcomes out: tolerant of form, strict about the closed set, immune to what records say."""
 
 from __future__ import annotations

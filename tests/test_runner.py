@@ -238,3 +238,28 @@ def _asked(log: Path) -> list[tuple[int, set[tuple[str, int]]]]:
             found.append((offset, {(row["block"], row["seed"] + i) for i in range(row["n"])}))
         offset += len(line)
     return found
+
+
+def test_ctrl_c_drains_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    in_file, out, store = write(tmp_path / "users.jsonl", users(60)), tmp_path / "p.jsonl", tmp_path / "t.db"
+    with server_process("--latency", "0.15") as url:
+        process = subprocess.Popen(
+            command(in_file, out, store, url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        while len(stored_calls(store)) < 40:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 130, said
+        assert "the same command goes on from there" in said
+        assert not out.exists()
+        with TraceStore(store) as traces:
+            [(profiles, samples)] = traces.rows(
+                "select (select count(*) from profiles), count(*) from samples"
+            )
+        assert 0 < profiles < 60
+        assert samples == 5 * profiles  # what was in flight was waited for, and nothing new was started
+        done = subprocess.run(command(in_file, out, store, url), capture_output=True, text=True, check=True)
+        assert f"{profiles} of them from before" in done.stdout
+    assert len(out.read_text().splitlines()) == 60

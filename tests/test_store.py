@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -267,3 +269,9 @@ def test_threads_share_a_store(store: TraceStore) -> None:
     [stats] = run_stats(store)
     assert (stats["records"], stats["samples"], stats["outcomes"]) == (8, 160, "ok 160")
     assert {size.table: size.rows for size in table_sizes(store)}["predictions"] == 160
+
+
+def test_a_new_store_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    code = f"from cp_agents import TraceStore; TraceStore({str(tmp_path / 'new.db')!r}).open_run('r', 'f', {COLUMNS!r})"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
+    assert [(p.communicate()[1], p.returncode) for p in processes] == [(b"", 0)] * 4

@@ -12,7 +12,8 @@ from cp_agents.cli import options as o
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cp_agents.evaluation.compare import Comparison, RunSide, Said
+    from cp_agents.evaluation.agreement import Said
+    from cp_agents.evaluation.compare import Comparison, RunSide
 
 
 def compare(

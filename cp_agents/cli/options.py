@@ -25,6 +25,13 @@ Language = Annotated[
 Samples = Annotated[int, typer.Option("--samples", help="M, samples per record.")]
 TokenBudget = Annotated[int, typer.Option("--token-budget", help="Estimated tokens of a record's cues.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Most tokens of one answer.")]
+PricesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prices", help="TOML or YAML with prices by model; ./prices.toml is read if it is there.",
+        show_default=False,
+    ),
+]  # fmt: skip
 PricePrompt = Annotated[float | None, typer.Option("--price-prompt", help="USD per million prompt tokens.")]
 PriceCached = Annotated[
     float | None, typer.Option("--price-cached", help="USD per million cached prompt tokens.")

@@ -25,6 +25,7 @@ def plan(
     language: o.Language = "en",
     token_budget: o.TokenBudget = 3000,
     max_tokens: o.MaxTokens = 1200,
+    prices: o.PricesFile = None,
     price_prompt: o.PricePrompt = None,
     price_cached: o.PriceCached = None,
     price_completion: o.PriceCompletion = None,
@@ -35,6 +36,7 @@ def plan(
 
     from cp_agents.files import BadLine, read_records
     from cp_agents.plan import plan_run
+    from cp_agents.prices import find_prices, prices_for
     from cp_agents.prompts.render import load_prompt
     from cp_agents.taxonomy import load_taxonomy
 
@@ -45,9 +47,10 @@ def plan(
     prompt = load_prompt(chosen, language)
     if records and not 1 <= show <= len(records):
         raise InputError(f"--show should be between 1 and {len(records)}, found {show}")
+    given = o.prices(price_prompt, price_cached, price_completion)
+    priced = prices_for(backend, given, find_prices(prices))
     found = plan_run(
-        records, prompt, chosen, samples=samples, token_budget=token_budget, max_tokens=max_tokens,
-        prices=o.prices(price_prompt, price_cached, price_completion),
+        records, prompt, chosen, samples=samples, token_budget=token_budget, max_tokens=max_tokens, prices=priced
     )  # fmt: skip
     console = Console(highlight=False, soft_wrap=True)
     if records:
@@ -70,6 +73,8 @@ def plan(
         )
     if found.cost_usd is not None:
         console.print(f"cost: about ${found.cost_usd:,.2f} (${found.cost_n_usd:,.2f} where n is honoured)")
+    if priced is not None and priced.cached is not None:
+        console.print(f"where a prefix cache serves all that was sent before: ${found.cost_cached_usd:,.2f}")
     report_bad_lines(bad)
 
 
@@ -119,6 +124,7 @@ def profile(
     budget_tokens: Annotated[
         int | None, typer.Option("--budget-tokens", help="Stop at this many tokens.")
     ] = None,
+    prices: o.PricesFile = None,
     price_prompt: o.PricePrompt = None,
     price_cached: o.PriceCached = None,
     price_completion: o.PriceCompletion = None,
@@ -134,6 +140,7 @@ def profile(
 ) -> None:
     """Profile every user of IN; goes on where an earlier attempt stopped. Python: `Profiler.profile_many`."""
     from cp_agents.files import BadLine, read_records, write_jsonl
+    from cp_agents.prices import find_prices
     from cp_agents.profiler import Profiler
     from cp_agents.runner import profiles_in_order
 
@@ -170,6 +177,7 @@ def profile(
         budget_usd=budget_usd,
         budget_tokens=budget_tokens,
         prices=o.prices(price_prompt, price_cached, price_completion),
+        price_list=find_prices(prices),
     )
     if concurrency < 1:
         raise InputError(f"--concurrency should be 1 or more, found {concurrency}")

@@ -9,10 +9,17 @@ import typer
 
 from cp_agents.cli import options as o
 
+_RUN_COLUMNS = ("run", "backend", "records", "samples", "from_cache", "failed", "mean_latency_s", "outcomes")
+_COST_COLUMNS = (
+    "run", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd", "cost_per_record", "accepted",
+    "cost_per_accepted", "unpriced",
+)  # fmt: skip
+
 
 def stats(store: o.Store = o.DEFAULT_STORE) -> None:
     """Runs, samples, errors, tokens, cost and sizes of a store. Python: `cp_agents.stores.stats`."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from cp_agents.stores.stats import run_stats, table_sizes
@@ -22,15 +29,14 @@ def stats(store: o.Store = o.DEFAULT_STORE) -> None:
     with TraceStore(store, must_exist=True) as traces:
         runs = run_stats(traces)
         sizes = table_sizes(traces)
-    columns = list(runs[0]) if runs else []
-    table = Table(title=f"runs in {store}", pad_edge=False)
-    for name in columns:
-        table.add_column(
-            name.replace("_", " "), justify="left" if name in {"run", "backend", "outcomes"} else "right"
-        )
-    for run in runs:
-        table.add_row(*("" if value is None else str(value) for value in run.values()))
-    console.print(table)
+    for title, columns in ((f"runs in {store}", _RUN_COLUMNS), ("tokens and cost in USD", _COST_COLUMNS)):
+        table = Table(title=title, title_justify="left", pad_edge=False)
+        for name in columns:
+            left = name in {"run", "backend", "outcomes"}
+            table.add_column(name.replace("_", " "), justify="left" if left else "right")
+        for run in runs:
+            table.add_row(*("" if run[name] is None else escape(str(run[name])) for name in columns))
+        console.print(table)
     small = Table(pad_edge=False)
     for name in ("table", "rows", "KB"):
         small.add_column(name, justify="left" if name == "table" else "right")
