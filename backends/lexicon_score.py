@@ -83,8 +83,8 @@ def read_block(lexicon: Lexicon, block: str, lines: Sequence[CueLine]) -> Readin
     means = _mean_weights(kept)
     for line in kept:
         kind, source = lexicon.sources.get(fold(line.source), (ANYWHERE, Source()))
-        found, votes = _votes(lexicon, kind, line)
-        hits.append({match.phrase for match in found})
+        found, phrases, votes = _votes(lexicon, kind, line)
+        hits.append(set(phrases))
         scale = source.factor * _scale(line, source.half or means.get(line.source))
         if scale == 0 or not votes.any():
             continue
@@ -172,35 +172,36 @@ def _scale(line: _Line, half: float | None) -> float:
     return scale
 
 
-def _votes(lexicon: Lexicon, kind: str, line: _Line) -> tuple[list[Found], Floats]:
-    """The phrases of a line, each once, and their votes (matches, columns) before scaling.
+def _votes(lexicon: Lexicon, kind: str, line: _Line) -> tuple[list[Found], list[int], Floats]:
+    """The matches of a line, all phrases matched, and the matches' votes (matches, columns) before scaling.
 
     A match says nothing of an attribute where it lies inside a longer match that speaks of it, and nothing at all
     close behind a negation.
     """
     tokens = lexicon.normaliser.tokens(line.text, line.start)
-    matches = [m for m in lexicon.trie.find(tokens) if not _negated(lexicon, tokens, m)]
-    weights = lexicon.weights[kind]
+    spans: dict[tuple[int, int], list[Found]] = {}
     seen: set[int] = set()
-    found: list[Found] = []
-    for match in matches:
-        if match.phrase not in seen:
+    for match in lexicon.trie.find(tokens):
+        if match.phrase not in seen and not _negated(lexicon, tokens, match):
             seen.add(match.phrase)
-            found.append(match)
-    votes = weights[[m.phrase for m in found]]
-    for outer in found:
-        for i, inner in enumerate(found):
-            if (
-                inner is not outer
-                and outer.first <= inner.first
-                and inner.last <= outer.last
-                and _shorter(inner, outer)
-            ):
-                votes[i, lexicon.speaks[outer.phrase]] = 0
-    return found, votes
+            spans.setdefault((match.first, match.last), []).append(match)
+    found = [same[0] for same in spans.values()]
+    weights = lexicon.weights[kind]
+    votes = np.zeros((len(found), weights.shape[1]))
+    hidden = np.zeros(votes.shape, dtype=bool)
+    for i, same in enumerate(spans.values()):  # one text, several phrases: the strongest vote counts
+        rows = weights[[m.phrase for m in same]]
+        votes[i] = rows[np.abs(rows).argmax(axis=0), np.arange(rows.shape[1])]
+        inside = [k for k in range(len(found)) if _inside(found[k], found[i])]
+        if inside:
+            hidden[inside] |= lexicon.speaks[[m.phrase for m in same]].any(axis=0)
+    votes[hidden] = 0
+    return found, [m.phrase for same in spans.values() for m in same], votes
 
 
-def _shorter(inner: Found, outer: Found) -> bool:
+def _inside(inner: Found, outer: Found) -> bool:
+    if outer.first == outer.last or inner.first < outer.first or inner.last > outer.last:
+        return False
     return inner.last - inner.first < outer.last - outer.first
 
 

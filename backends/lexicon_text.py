@@ -106,35 +106,40 @@ def split_phrases(text: str | Iterable[str]) -> Iterator[str]:
                 yield " ".join(phrase.split())
 
 
-_GROUP = re.compile(r"\(([^()]*)\)|\{(\d+)\.\.(\d+)\}")
+_GROUP = re.compile(r"\(([^()]*)\)(\??)|\{(\d+)\.\.(\d+)\}")
 _MACRO = re.compile(r"\{([a-z_]+)\}")
+_MOST_READINGS = 2000
 
 
-def expand(phrase: str, macros: Mapping[str, str], limit: int = 2000) -> list[str]:
-    """All readings of a phrase: `{macro}`, `(a|b|)` and `{18..23}` written out.
+def expand(phrase: str, macros: Mapping[str, str]) -> list[str]:
+    """All readings of a phrase: `{macro}`, `(a|b)`, `(a|b)?` and `{18..23}` written out.
 
-    Raises `InputError` for an unknown macro and for a phrase with more than `limit` readings.
+    Raises `InputError` for an unknown macro and for a phrase with too many readings.
     """
     for _ in range(4):  # macros may use macros, though not themselves
         for name in _MACRO.findall(phrase):
             if name not in macros:
                 raise InputError(f"phrase {phrase!r} uses an unknown macro {{{name}}}")
         phrase = _MACRO.sub(lambda m: macros[m[1]], phrase)
+    return list(dict.fromkeys(" ".join(reading.split()) for reading in _readings(phrase)))
+
+
+def _readings(phrase: str) -> list[str]:
     parts: list[list[str]] = []
-    position = 0
-    size = 1
+    position, size = 0, 1
     for group in _GROUP.finditer(phrase):
-        if group[1] is not None:
-            options = group[1].split("|")
+        if group[1] is None:
+            options = [str(n) for n in range(int(group[3]), int(group[4]) + 1)]
         else:
-            options = [str(n) for n in range(int(group[2]), int(group[3]) + 1)]
+            options = [reading for option in group[1].split("|") for reading in _readings(option)]
+            options += [""] if group[2] else []
         parts += [[phrase[position : group.start()]], options]
         position = group.end()
         size *= len(options)
-        if size > limit:
-            raise InputError(f"phrase {phrase[:60]!r} has more than {limit} readings")
+        if size > _MOST_READINGS:
+            raise InputError(f"phrase {phrase[:60]!r} has more than {_MOST_READINGS} readings")
     parts.append([phrase[position:]])
-    return [" ".join("".join(choice).split()) for choice in product(*parts)]
+    return ["".join(choice) for choice in product(*parts)]
 
 
 class PhraseTrie:

@@ -107,7 +107,7 @@ class CueIndex:
         """Find `text`, one piece of evidence, in the block.
 
         `start` and `end` are offsets of characters in the block; for an exact match `block[start:end] == text`.
-        Never raises.
+        For any text without lone surrogates, which `parsing` leaves none of.
         """
         span = self._span(text)
         if span is None:

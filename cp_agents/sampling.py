@@ -45,7 +45,7 @@ async def draw(
             missing.append(index)
     if not missing:
         return
-    landing = _Landing(ctx, record_id, missing)
+    landing = Landing(ctx, record_id, missing)
     if reused := landing.cached():
         for sample in landing.store(reused):
             yield sample
@@ -86,7 +86,7 @@ async def draw(
 
 def store_failure(ctx: ProfilingContext, record_id: int, index: int, kind: ErrorType, message: str) -> None:
     """Store a typed failure in place of a sample."""
-    landing = _Landing(ctx, record_id, [index])
+    landing = Landing(ctx, record_id, [index])
     landing.store([landing.failure(index, kind, message)])
 
 
@@ -123,7 +123,7 @@ def _index(cues: str) -> CueIndex:
     return CueIndex(cues)
 
 
-class _Landing:
+class Landing:
     """Parses, grounds and stores samples of one record."""
 
     def __init__(self, ctx: ProfilingContext, record_id: int, indices: list[int]) -> None:

@@ -175,3 +175,38 @@ def m001_traces(db: Database) -> None:
             from profiles p join records r using (record_id), json_each(p.profile) a;
         """,
     )
+
+
+@migrations()
+def m002_batches(db: Database) -> None:
+    """Batches that were handed to a provider's batch API or written to a file, and what each asks for."""
+    run_statements(
+        db,
+        """
+        create table batches (
+            batch_key text primary key,    -- ours; sent along, so that a batch is found whose id was not noted
+            run_id text not null references runs (run_id),
+            batch_id text,                 -- the endpoint's; null while it is being submitted, and for files
+            status text not null,          -- submitting, written, lost, or as the endpoint says
+            requests integer not null,
+            language text,                 -- of the prompt, or its folder of templates; for files
+            created_at text not null,
+            ended_at text,                 -- when the endpoint was seen to be done with it
+            collected_at text              -- when all its results were stored
+        );
+        create index batches_run on batches (run_id);
+        create table batch_requests (
+            custom_id text not null,       -- hash of run, record, request and sample indices
+            batch_key text not null references batches (batch_key),
+            record_id integer not null references records (record_id),
+            first_index integer not null,  -- of the samples that it asks for
+            samples integer not null,
+            primary key (custom_id, batch_key)
+        ) without rowid;
+        create index batch_requests_batch on batch_requests (batch_key);
+        create index batch_requests_record on batch_requests (record_id);
+        create trigger records_forget_requests after delete on records begin
+            delete from batch_requests where record_id = old.record_id;
+        end;
+        """,
+    )

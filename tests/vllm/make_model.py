@@ -40,6 +40,7 @@ def _write_model(target: Path) -> None:
     fresh.load_state_dict(loaded.state_dict())
     fresh.tie_weights()
     fresh.save_pretrained(target)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)  # the GGUF names another
     tokenizer.save_pretrained(target)
 
 
