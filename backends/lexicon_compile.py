@@ -24,7 +24,7 @@ from cp_agents.backends.lexicon_file import (
     read_common,
     read_lexicon,
 )
-from cp_agents.backends.lexicon_text import Normaliser, PhraseTrie, expand, split_phrases
+from cp_agents.backends.lexicon_text import Normaliser, PhraseTrie, split_phrases
 from cp_agents.errors import InputError
 from cp_agents.taxonomy import Taxonomy, fold
 
@@ -89,15 +89,14 @@ def load_lexicon(taxonomy: Taxonomy, path: Path | None = None) -> Lexicon:
 class _Table:
     """Phrases as they are collected: numbers from the trie, nats by kind of source, phrase and column."""
 
-    def __init__(self, trie: PhraseTrie, macros: dict[str, str], columns: Columns) -> None:
+    def __init__(self, trie: PhraseTrie, columns: Columns) -> None:
         self.trie = trie
-        self.macros = macros
         self.columns = columns
         self.cells: dict[str, dict[tuple[int, int], float]] = {ANYWHERE: {}}
 
     def numbers(self, phrases: Phrases) -> set[int]:
-        """All readings of all phrases."""
-        return {self.trie.add(p) for text in split_phrases(phrases) for p in expand(text, self.macros)}
+        """The numbers of some phrases."""
+        return {self.trie.add(phrase) for phrase in split_phrases(phrases)}
 
     def vote(self, kind: str, attribute: str, tags: dict[str, Weighted]) -> None:
         """Enter the phrases of an attribute; of two weights for one phrase and tag the stronger one counts."""
@@ -112,11 +111,11 @@ class _Table:
     def literal(self, attribute: str, tag: str, phrases: Iterable[tuple[str, float]]) -> None:
         """Enter a user's own phrases as they are: no macros, no groups."""
         for phrase, weight in phrases:
-            self.cells[ANYWHERE][self.trie.add(phrase), self.columns[attribute, tag]] = weight
+            self.cells[ANYWHERE][self.trie.add(phrase, literal=True), self.columns[attribute, tag]] = weight
 
     def matrix(self, kind: str) -> Floats:
         """(phrases, columns) for one kind of source."""
-        dense = np.zeros((len(self.trie.phrases), len(self.columns)))
+        dense = np.zeros((len(self.trie), len(self.columns)))
         for (number, column), weight in (self.cells[ANYWHERE] | self.cells[kind]).items():
             dense[number, column] = weight
         return dense
@@ -134,7 +133,7 @@ def _compile(file: LexiconFile, common: CommonFile, taxonomy: Taxonomy, revision
         common.spellings,
         dict(zip(*common.characters, strict=True)) if common.characters else {},
     )
-    table = _Table(PhraseTrie(normaliser), file.macros, columns)
+    table = _Table(PhraseTrie(normaliser, file.macros), columns)
     for name, known in file.attributes.items():
         table.vote(ANYWHERE, name, known.tags)
         for kind, tags in known.only.items():

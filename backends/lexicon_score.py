@@ -36,7 +36,7 @@ ALWAYS = -1
 QUOTES = 3
 """At most so many quotations in one evidence text."""
 _NEGATION_REACH = 3
-_CONDENSED = re.compile(r"[\d,.]+ items: ")
+_CONDENSED_HEAD = re.compile(r"[\d,]+ (?:more )?items?: ")
 _CONDENSED_PIECE = re.compile(r"(?P<text>.+?)(?: \(x(?P<count>\d+)\))?(?:, |$)")
 
 
@@ -144,7 +144,7 @@ def _self_report(
 def _pieces(line: CueLine, block: str) -> Iterator[_Line]:
     """A line as it is, or the parts of a condensed one, each with its own count."""
     offset = max(line.start, block.find(line.text, line.start, line.end))
-    head = _CONDENSED.match(line.text) if line.time is not None else None
+    head = _CONDENSED_HEAD.match(line.text) if line.condensed else None
     if head is None:
         yield _Line(line.text, line.source, offset, line.count, line.weight)
         return

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 from cp_agents.errors import InputError
@@ -23,7 +22,8 @@ _STOPS = ".,;:!?|/。，；：！？、…·．"
 _WORD = rf"[^\W_{_UNSPACED}]+"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|{_WORD}(?:['’]{_WORD})*[+#]*|[{_SYMBOLS}]|[{re.escape(_STOPS)}]")
 _UNSPACED_STEM = re.compile(rf"(?<=[{_UNSPACED}])\*")  # characters match inside longer words anyway
-_PHRASE_TOKEN = re.compile(rf"[*_]|{_TOKEN.pattern}")
+_PHRASE_TOKEN = re.compile(rf"[*_]|\{{[a-z_]+\}}|{_TOKEN.pattern}")
+_LITERAL = re.compile(r"[{}_]")
 STOPS = frozenset(unicodedata.normalize("NFKC", _STOPS)) | frozenset(_STOPS)
 
 ANY = "_"
@@ -106,106 +106,145 @@ def split_phrases(text: str | Iterable[str]) -> Iterator[str]:
                 yield " ".join(phrase.split())
 
 
-_GROUP = re.compile(r"\(([^()]*)\)(\??)|\{(\d+)\.\.(\d+)\}")
-_MACRO = re.compile(r"\{([a-z_]+)\}")
+_PIECE = re.compile(r"\{(\d+)\.\.(\d+)\}|[(|]|\)\??|\{[a-z_]+\}|[^{(|)]+")
 _MOST_READINGS = 2000
 
 
-def expand(phrase: str, macros: Mapping[str, str]) -> list[str]:
-    """All readings of a phrase: `{macro}`, `(a|b)`, `(a|b)?` and `{18..23}` written out.
+def expand(phrase: str) -> list[str]:
+    """All readings of a phrase: `(a|b)`, `(a|b)?` and `{18..23}` written out; groups may nest. `{name}` stays.
 
-    Raises `InputError` for an unknown macro and for a phrase with too many readings.
+    Raises `InputError` for a group that is not closed and for a phrase with too many readings.
     """
-    for _ in range(4):  # macros may use macros, though not themselves
-        for name in _MACRO.findall(phrase):
-            if name not in macros:
-                raise InputError(f"phrase {phrase!r} uses an unknown macro {{{name}}}")
-        phrase = _MACRO.sub(lambda m: macros[m[1]], phrase)
-    return list(dict.fromkeys(" ".join(reading.split()) for reading in _readings(phrase)))
-
-
-def _readings(phrase: str) -> list[str]:
-    parts: list[list[str]] = []
-    position, size = 0, 1
-    for group in _GROUP.finditer(phrase):
-        if group[1] is None:
-            options = [str(n) for n in range(int(group[3]), int(group[4]) + 1)]
+    # one entry per open group: its finished options, and the readings of the option being read
+    stack: list[tuple[list[str], list[str]]] = [([], [""])]
+    for piece in _PIECE.finditer(phrase):
+        done, current = stack[-1]
+        text = piece[0]
+        if text == "(":
+            stack.append(([], [""]))
+        elif text == "|":
+            stack[-1] = (done + current, [""])
+        elif text[0] == ")" and len(stack) > 1:
+            stack.pop()
+            options = done + current + ([""] if text == ")?" else [])
+            stack[-1] = (stack[-1][0], [a + b for a in stack[-1][1] for b in options])
         else:
-            options = [reading for option in group[1].split("|") for reading in _readings(option)]
-            options += [""] if group[2] else []
-        parts += [[phrase[position : group.start()]], options]
-        position = group.end()
-        size *= len(options)
-        if size > _MOST_READINGS:
+            options = [text] if piece[1] is None else [str(n) for n in range(int(piece[1]), int(piece[2]) + 1)]
+            stack[-1] = (done, [a + b for a in current for b in options])
+        if len(stack[-1][1]) > _MOST_READINGS:
             raise InputError(f"phrase {phrase[:60]!r} has more than {_MOST_READINGS} readings")
-    parts.append([phrase[position:]])
-    return ["".join(choice) for choice in product(*parts)]
+    if len(stack) > 1:
+        raise InputError(f"phrase {phrase!r} has a group that is not closed")
+    return list(dict.fromkeys(" ".join(reading.split()) for reading in stack[0][0] + stack[0][1]))
+
+
+_Node = dict[str, Any]
+_Spans = dict[int, list[tuple[str, int]]]
 
 
 class PhraseTrie:
     """A set of numbered phrases; `find` gives every place where one of them stands.
 
-    In a phrase `word*` is any word that starts so and `_` is any one word.
+    In a phrase `word*` is any word that starts so, `_` is any one word, and `{name}` whatever the macro of that
+    name matches.
     """
 
-    def __init__(self, normaliser: Normaliser) -> None:
+    def __init__(self, normaliser: Normaliser, macros: Mapping[str, str] | None = None) -> None:
         self._normaliser = normaliser
-        self._root: dict[str, Any] = {}
-        self.phrases: list[str] = []
+        self._root: _Node = {}
+        self._macro_root: _Node = {}
+        self._macros = frozenset(macros or {})
+        self._numbers: dict[str, int] = {}
+        for name, pattern in (macros or {}).items():
+            for reading in expand(pattern):
+                self._insert(self._macro_root, reading, f"{{{name}}}")
 
-    def add(self, phrase: str) -> int:
-        """The number of `phrase`: a new one, or the old one where an equal phrase is there already.
+    def __len__(self) -> int:
+        return len(self._numbers)
 
-        Raises `InputError` where nothing of the phrase can be matched.
+    def add(self, phrase: str, literal: bool = False) -> int:
+        """The number of `phrase`, new or as it was. A literal phrase has no groups and no macros.
+
+        Raises `InputError` where it cannot be read, or nothing of it can be matched.
         """
-        node = self._root
+        number = self._numbers.get(phrase)
+        if number is None:
+            number = self._numbers[phrase] = len(self._numbers)
+            for reading in [_LITERAL.sub(" ", phrase)] if literal else expand(phrase):
+                self._insert(self._root, reading, number)
+        return number
+
+    def _insert(self, node: _Node, phrase: str, label: int | str) -> None:
         keys = [m[0] for m in _PHRASE_TOKEN.finditer(_UNSPACED_STEM.sub("", phrase))]
         if all(k in {"*", ANY} or k in STOPS for k in keys):
             raise InputError(f"phrase {phrase!r} has no word to match")
         for position, raw in enumerate(keys):
             if raw == "*":
                 continue
-            if raw == ANY:
-                node = node.setdefault(ANY, {})
+            if raw[0] == "{" and raw[1:-1] not in self._macros:
+                raise InputError(f"phrase {phrase!r} uses an unknown macro {raw}")
+            if raw == ANY or raw[0] == "{":
+                node = node.setdefault(raw, {})
             elif position + 1 < len(keys) and keys[position + 1] == "*":
                 node = node.setdefault(_STEMS, {}).setdefault(_fold(raw), {})
             else:
                 node = node.setdefault(self._normaliser.key(raw), {})
-        if _END not in node:
-            node[_END] = len(self.phrases)
-            self.phrases.append(phrase)
-        number: int = node[_END]
-        return number
+        labels: list[int | str] = node.setdefault(_END, [])
+        if label not in labels:
+            labels.append(label)
 
     def find(self, tokens: Sequence[Token]) -> list[Found]:
         """Every match, overlapping ones too, in order of their first token."""
-        found: list[Found] = []
-        total = len(tokens)
-        root = self._root
-        root_stems: dict[str, Any] = root.get(_STEMS, {})
-        lengths = sorted({len(stem) for stem in root_stems})
-        for first in range(total):
-            key, start, _ = tokens[first]
-            stack: list[tuple[dict[str, Any], int]] = []
-            if (child := root.get(key)) is not None and len(key) and key not in {_STEMS, ANY, _END}:
+        spans: _Spans = {}
+        if self._macro_root:
+            for first, last, names in _walk(self._macro_root, tokens, {}):
+                spans.setdefault(first, []).extend((name, last) for name in names)
+        return [
+            Found(number, first, last, tokens[first].start, tokens[last].end)
+            for first, last, numbers in _walk(self._root, tokens, spans)
+            for number in numbers
+        ]
+
+
+def _walk(root: _Node, tokens: Sequence[Token], spans: _Spans) -> Iterator[tuple[int, int, list[Any]]]:
+    """(first token, last token, labels) of every path from the root to a label."""
+    total = len(tokens)
+    keys = [token.key for token in tokens]
+    stems = _stems_by_length(root)
+    for first in range(total):
+        key = keys[first]
+        stack: list[tuple[_Node, int]] = []
+        if (child := root.get(key)) is not None:
+            stack.append((child, first))
+        for length, by_stem in stems:
+            if length > len(key):
+                break
+            if (child := by_stem.get(key[:length])) is not None:
                 stack.append((child, first))
-            for length in lengths:
-                if length > len(key):
-                    break
-                if (child := root_stems.get(key[:length])) is not None:
-                    stack.append((child, first))
-            while stack:
-                node, last = stack.pop()
-                if (number := node.get(_END)) is not None:
-                    found.append(Found(number, first, last, start, tokens[last].end))
-                if last + 1 >= total:
-                    continue
-                following = tokens[last + 1].key
-                if (child := node.get(following)) is not None:
-                    stack.append((child, last + 1))
-                for stem, child in node.get(_STEMS, {}).items():
-                    if following.startswith(stem):
-                        stack.append((child, last + 1))
-                if (child := node.get(ANY)) is not None and following not in STOPS:
-                    stack.append((child, last + 1))
-        return found
+        for name, last in spans.get(first, ()):
+            if (child := root.get(name)) is not None:
+                stack.append((child, last))
+        while stack:
+            node, last = stack.pop()
+            if (labels := node.get(_END)) is not None:
+                yield first, last, labels
+            following = last + 1
+            if following >= total:
+                continue
+            key = keys[following]
+            if (child := node.get(key)) is not None:
+                stack.append((child, following))
+            if (by_stem := node.get(_STEMS)) is not None:
+                stack += [(child, following) for stem, child in by_stem.items() if key.startswith(stem)]
+            if (child := node.get(ANY)) is not None and key not in STOPS:
+                stack.append((child, following))
+            for name, end in spans.get(following, ()):
+                if (child := node.get(name)) is not None:
+                    stack.append((child, end))
+
+
+def _stems_by_length(root: _Node) -> list[tuple[int, _Node]]:
+    by_length: dict[int, _Node] = {}
+    for stem, child in root.get(_STEMS, {}).items():
+        by_length.setdefault(len(stem), {})[stem] = child
+    return sorted(by_length.items())

@@ -106,7 +106,7 @@ async def run_batch(
     report.stopped = stop.requested and next(pending, None) is not None
     if not report.stopped:
         report.calibrator = label_run(ctx, calibrator)
-        report.statuses = _statuses(ctx.store, ctx.run_id)
+        report.statuses = statuses(ctx.store, ctx.run_id)
     return report
 
 
@@ -136,7 +136,8 @@ def _is_finished(ctx: ProfilingContext, raw: Mapping[str, Any], finished: Mappin
     return finished[record.user_id] == cues_hash(cues.text)
 
 
-def _statuses(store: TraceStore, run_id: str) -> dict[str, int]:
+def statuses(store: TraceStore, run_id: str) -> dict[str, int]:
+    """Attributes of a run's profiles by status."""
     found = dict.fromkeys((status.value for status in Status), 0)
     rows = store.rows(
         "select status, count(*) from profile_attributes where run_id = ? group by status", (run_id,)

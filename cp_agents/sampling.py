@@ -84,6 +84,22 @@ async def draw(
                 yield sample
 
 
+def pending(ctx: ProfilingContext, record_id: int) -> SampleRequest | None:
+    """What is still to be asked for of a record, for those who ask by another way than `draw`; None if nothing.
+
+    Finished samples count as there, and what the cache has is stored.
+    """
+    stored = ctx.store.samples(record_id)
+    missing = [i for i in range(ctx.settings.samples) if i not in stored or not stored[i].is_final]
+    if not missing:
+        return None
+    landing = Landing(ctx, record_id, missing)
+    reused = landing.cached()
+    landing.store(reused)
+    left = sorted(set(missing) - {sample.completion.index for sample in reused})
+    return replace(landing.request, indices=tuple(left)) if left else None
+
+
 def store_failure(ctx: ProfilingContext, record_id: int, index: int, kind: ErrorType, message: str) -> None:
     """Store a typed failure in place of a sample."""
     landing = Landing(ctx, record_id, [index])

@@ -126,3 +126,21 @@ def written_run(store: TraceStore, custom_ids: Iterable[str]) -> dict[str, Any] 
         if found:
             return found[0]
     return None
+
+
+def written_requests(store: TraceStore, run_id: str) -> dict[str, BatchRequest]:
+    """What all written batches of a run ask for, by custom id; also what has been answered since."""
+    found = store.rows(
+        "select r.custom_id, r.record_id, r.first_index, r.samples from batch_requests r"
+        " join batches b using (batch_key) where b.run_id = ? and b.status = ?",
+        (run_id, WRITTEN),
+    )
+    return {row[0]: BatchRequest(*row) for row in found}
+
+
+def all_batches(store: TraceStore) -> list[dict[str, Any]]:
+    """Every batch with its run, newest first."""
+    return store.query(
+        "select run_id as run, coalesce(batch_id, '') as batch, requests, status, created_at as submitted,"
+        " coalesce(ended_at, '') as ended, coalesce(collected_at, '') as collected from batches order by rowid desc"
+    )

@@ -309,17 +309,16 @@ class TraceStore:
         A sample without an error is also entered in the cache under its key.
         """
         stamp = now()
-        stored = []
+        stored, keys = [], []
         with self.transaction() as conn:
+            known = dict(
+                conn.execute("select sample_index, sample_id from samples where record_id = ?", (record_id,))
+            )
             for sample in samples:
                 completion, usage = sample.completion, sample.completion.usage
-                old = conn.execute(
-                    "select sample_id from samples where record_id = ? and sample_index = ?",
-                    (record_id, completion.index),
-                ).fetchone()
-                if old:
+                if (old := known.get(completion.index)) is not None:
                     for table in ("cache", "predictions", "samples"):
-                        conn.execute(f"delete from {table} where sample_id = ?", old)
+                        conn.execute(f"delete from {table} where sample_id = ?", (old,))
                 error = completion.error_type
                 sample_id = conn.execute(
                     "insert into samples (record_id, sample_index, sampler, prompt_hash, outcome, finish_reason,"
@@ -357,12 +356,11 @@ class TraceStore:
                         for name, p in sample.predictions.items()
                     ],
                 )
+                known[completion.index] = sample_id
                 if sample.cache_key is not None and error is None:
-                    conn.execute(
-                        "insert or ignore into cache (key, sample_id) values (?, ?)",
-                        (sample.cache_key, sample_id),
-                    )
+                    keys.append((sample.cache_key, sample_id))
                 stored.append(StoredSample(sample_id, completion.index, sample.outcome, error))
+            conn.executemany("insert or ignore into cache (key, sample_id) values (?, ?)", keys)
         return stored
 
     def cached(self, keys: Sequence[str]) -> dict[str, tuple[int, Completion]]:

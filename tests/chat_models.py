@@ -99,3 +99,7 @@ class HttpChatModel(BaseChatModel):
             },
         )
         return result(message)
+
+    async def aclose(self) -> None:
+        for client in self._clients.values():
+            await client.close()

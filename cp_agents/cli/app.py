@@ -10,6 +10,7 @@ import typer
 
 from cp_agents import __version__
 from cp_agents.cli import (
+    batching,
     calibrating,
     comparing,
     demo,
@@ -105,6 +106,7 @@ def _defaults(
 app.command("demo")(demo.demo)
 app.command("plan")(profiling.plan)
 app.command("profile")(profiling.profile)
+app.add_typer(batching.app, name="batch")
 app.command("replay")(replaying.replay)
 app.add_typer(calibrating.app, name="calibrate")
 app.add_typer(reviewing.app, name="review")

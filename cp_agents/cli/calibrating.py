@@ -48,10 +48,10 @@ def show(
     store: o.Store = o.DEFAULT_STORE,
 ) -> None:
     """Show a calibrator's curves. Python: `Calibrator.load`."""
-    from rich.console import Console
     from rich.table import Table
 
     from cp_agents.calibration import Calibrator
+    from cp_agents.cli import tables
     from cp_agents.cli.replaying import find_calibrator
     from cp_agents.stores.traces import TraceStore
 
@@ -72,4 +72,4 @@ def show(
         body = curve.model_dump(mode="json", exclude={"kind", "n"})
         text = "  ".join(f"{key} {value}" for key, value in body.items()) or "too few records: uncalibrated"
         table.add_row(name, str(curve.n), text)
-    Console().print(table)
+    tables.console().print(table)

@@ -36,8 +36,7 @@ def compare(
     """Compare two runs: agreement, coverage, cost, speed, and where they differ.
     Python: `cp_agents.evaluation.compare.compare_runs`.
     """
-    from rich.console import Console
-
+    from cp_agents.cli import tables
     from cp_agents.evaluation.compare import compare_runs
     from cp_agents.evaluation.loading import load_gold
     from cp_agents.files import whole_file
@@ -49,7 +48,7 @@ def compare(
     if json_file is not None:
         with whole_file(json_file) as file:
             file.write(found.model_dump_json(indent=1))
-    console = Console(highlight=False)
+    console = tables.console()
     for table in (_sides(found), _agreement(found), _coverage(found)):
         console.print(table)
     if truth is not None:
@@ -62,7 +61,7 @@ def compare(
 def _table(title: str, columns: tuple[str, ...], *, left: int = 1) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", pad_edge=False)
+    table = Table(title=title, title_justify="left")
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i < left else "right")
     return table

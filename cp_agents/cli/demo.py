@@ -18,6 +18,7 @@ def demo(
 
     from rich.console import Console
 
+    from cp_agents.cli import tables
     from cp_agents.cli.tables import profile_table
     from cp_agents.files import BadLine, read_records, write_jsonl
     from cp_agents.profiler import Profiler
@@ -28,7 +29,7 @@ def demo(
     profiler = Profiler(backend="lexicon", store=folder / "traces.db", samples=10, tau=2)
     profiles, report = profiler.profile_many(records)
     write_jsonl(folder / "profiles.jsonl", (p.to_json() for p in profiles))
-    console = Console()
+    console = tables.console()
     console.print(profile_table(profiles))
     recorder = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: SIM115
     recorder.print(profile_table(profiles, title="cp-agents demo"))

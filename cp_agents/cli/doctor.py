@@ -30,13 +30,13 @@ def doctor(base_url: o.BaseUrl = None) -> None:
     import sqlite3
     from importlib import metadata, util
 
-    from rich.console import Console
     from rich.table import Table
 
     from cp_agents import __version__
     from cp_agents.backends.registry import kinds
+    from cp_agents.cli import tables
 
-    table = Table(show_header=False, pad_edge=False)
+    table = Table(show_header=False)
     table.add_row("cp-agents", __version__)
     table.add_row("python", f"{platform.python_version()} ({platform.system()})")
     table.add_row("sqlite", sqlite3.sqlite_version)
@@ -59,7 +59,7 @@ def doctor(base_url: o.BaseUrl = None) -> None:
     if base_url is not None:
         said, failed = _ask(base_url)
         table.add_row(base_url, said)
-    Console(highlight=False).print(table)
+    tables.console().print(table)
     if failed:
         raise typer.Exit(1)
 

@@ -12,7 +12,11 @@ from cp_agents.cli import options as o
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cp_agents.evaluation.confidence import SourceMetrics
     from cp_agents.evaluation.metrics import Evaluation
+
+
+RATIOS = ("selective_accuracy", "coverage", "true_recall", "macro_f1", "paper_f1", "paper_f1_tp_na")
 
 
 def evaluate(
@@ -27,20 +31,33 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers as JSON.")] = None,
 ) -> None:
     """Compare profiles with gold at every tau. Python: `cp_agents.evaluation.metrics.evaluate`."""
-    from rich.console import Console
+    import json
 
+    from cp_agents.cli import tables
+    from cp_agents.evaluation.confidence import compare_sources
     from cp_agents.evaluation.loading import load_gold, load_predictions
     from cp_agents.evaluation.metrics import evaluate as compare
     from cp_agents.files import whole_file
     from cp_agents.taxonomy import load_taxonomy
 
-    found = compare(load_predictions(predictions), load_gold(gold, truth_field), load_taxonomy(taxonomy))
+    lines, truth, chosen = (
+        load_predictions(predictions),
+        load_gold(gold, truth_field),
+        load_taxonomy(taxonomy),
+    )
+    found = compare(lines, truth, chosen)
+    sources = compare_sources(lines, truth, chosen)
     if json_file is not None:
+        whole = found.model_dump(mode="json")
+        whole["confidence_sources"] = {
+            name: {source: m.model_dump() for source, m in rows.items()} for name, rows in sources.items()
+        }
         with whole_file(json_file) as file:
-            file.write(found.model_dump_json(indent=1))
-    console = Console(highlight=False)
+            json.dump(whole, file, indent=1)
+    console = tables.console()
     console.print(_attributes(found))
     console.print(_averages(found))
+    console.print(_sources(sources))
     best = found.best_constant_macro_f1
     ours = found.average[0].macro_f1
     if best and ours is not None:
@@ -60,19 +77,12 @@ def evaluate(
 def _attributes(found: Evaluation) -> Table:
     from rich.table import Table
 
-    table = Table(title="per attribute and tau", title_justify="left", pad_edge=False)
+    table = Table(title="per attribute and tau", title_justify="left")
     columns = (
-        "attribute",
-        "tau",
-        "answered",
-        "selective_accuracy",
-        "coverage",
-        "true_recall",
-        "macro_f1",
-        "paper_f1",
+        "attribute,tau,answered,selective accuracy,coverage,true recall,macro_f1,paper_f1,paper_f1 tp_na"
     )
-    for name in (*columns, "paper_f1_tp_na", "constant macro_f1"):
-        table.add_column(name, justify="left" if name == "attribute" else "right")
+    for name in (*columns.split(","), "constant macro_f1"):
+        table.add_column(name.replace(" ", "\n"), justify="left" if name == "attribute" else "right")
     for attribute, metrics in found.attributes.items():
         for i, m in enumerate(metrics.at_tau):
             constant = metrics.best_constant
@@ -80,17 +90,7 @@ def _attributes(found: Evaluation) -> Table:
                 f"{attribute} ({metrics.n_labelled})" if i == 0 else "",
                 str(m.tau),
                 str(m.answered),
-                *map(
-                    _number,
-                    (
-                        m.selective_accuracy,
-                        m.coverage,
-                        m.true_recall,
-                        m.macro_f1,
-                        m.paper_f1,
-                        m.paper_f1_tp_na,
-                    ),
-                ),
+                *(_number(getattr(m, name)) for name in RATIOS),
                 _number(constant.macro_f1) if constant is not None and i == 0 else "",
                 end_section=i == len(metrics.at_tau) - 1,
             )
@@ -102,12 +102,27 @@ def _averages(found: Evaluation) -> Table:
 
     from cp_agents.evaluation.metrics import AverageMetrics
 
-    table = Table(title="means over attributes", title_justify="left", pad_edge=False)
+    table = Table(title="means over attributes", title_justify="left")
     names = [name for name in AverageMetrics.model_fields if name not in {"tau", "recall_tp_na"}]
     for name in ("tau", *names):
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", "\n", 1), justify="right")
     for row in found.average:
         table.add_row(str(row.tau), *(_number(getattr(row, name)) for name in names))
+    return table
+
+
+def _sources(found: dict[str, dict[str, SourceMetrics]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="confidence sources: which tells right from wrong", title_justify="left")
+    for name in ("attribute", "source", "n", "auroc", "ece", "brier", "aurc", "error rate"):
+        table.add_column(name, justify="left" if name in ("attribute", "source") else "right")
+    for attribute, rows in found.items():
+        for i, (source, m) in enumerate(rows.items()):
+            numbers = map(_number, (m.auroc, m.ece, m.brier, m.aurc, m.risk))
+            table.add_row(
+                attribute if i == 0 else "", source, str(m.n), *numbers, end_section=i == len(rows) - 1
+            )
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,6 +101,14 @@ def profile(
     ] = "node",
     base_url: o.BaseUrl = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one request.")] = 120.0,
+    batch_api: Annotated[
+        bool,
+        typer.Option(
+            "--batch-api",
+            help="Submit by the endpoint's batch API and wait; the same command collects what it submitted before.",
+        ),
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Most requests in one batch.")] = 50_000,
     run: Annotated[
         str | None,
         typer.Option(
@@ -140,7 +149,7 @@ def profile(
 ) -> None:
     """Profile every user of IN; goes on where an earlier attempt stopped. Python: `Profiler.profile_many`."""
     from cp_agents.files import BadLine, read_records, write_jsonl
-    from cp_agents.prices import find_prices
+    from cp_agents.prices import find_prices, prices_for
     from cp_agents.profiler import Profiler
     from cp_agents.runner import profiles_in_order
 
@@ -153,6 +162,11 @@ def profile(
     ids = [str(record["user_id"]) for record in records]
     if not out.parent.is_dir():
         raise InputError(f"cannot write {out}: the folder {out.parent} does not exist")
+    if batch_api and (budget_usd is not None or budget_tokens is not None):
+        raise InputError(
+            "a budget cannot stop a batch once it is submitted: see `plan` for what it will cost"
+        )
+    given, listed = o.prices(price_prompt, price_cached, price_completion), find_prices(prices)
     profiler = Profiler(
         backend=backend,
         store=store,
@@ -176,12 +190,16 @@ def profile(
         tokens_per_minute=tpm,
         budget_usd=budget_usd,
         budget_tokens=budget_tokens,
-        prices=o.prices(price_prompt, price_cached, price_completion),
-        price_list=find_prices(prices),
+        prices=given,
+        price_list=listed,
     )
     if concurrency < 1:
         raise InputError(f"--concurrency should be 1 or more, found {concurrency}")
-    report = _run(profiler, records, concurrency=concurrency, fanout=fanout)
+    if batch_api:
+        batch_prices = prices_for(backend, given, listed, batch=True)
+        report = _run(profiler, records, by_batches=True, prices=batch_prices, batch_size=batch_size)
+    else:
+        report = _run(profiler, records, concurrency=concurrency, fanout=fanout)
     if report.stopped:
         typer.echo(
             f"stopped: {report.done} of {len(records)} records are done and kept in {store};"
@@ -200,7 +218,9 @@ def profile(
         raise typer.Exit(1)
 
 
-def _run(profiler: Profiler, records: list[dict[str, Any]], **options: Any) -> BatchReport:
+def _run(
+    profiler: Profiler, records: list[dict[str, Any]], *, by_batches: bool = False, **options: Any
+) -> BatchReport:
     """Run the batch with a progress line; the first Ctrl-C drains, the second one stops at once."""
     import asyncio
     import contextlib
@@ -210,6 +230,13 @@ def _run(profiler: Profiler, records: list[dict[str, Any]], **options: Any) -> B
     from cp_agents.runner import Stop, run_batch
 
     stop = Stop()
+    leaving = "waiting for the records in flight (Ctrl-C again to drop them)"
+    go_through = run_batch
+    if by_batches:
+        from cp_agents.batch_run import run_by_batches
+
+        leaving = "what was submitted goes on at the endpoint"
+        go_through = partial(run_by_batches, say=partial(typer.echo, err=True))
 
     async def go() -> BatchReport:
         loop = asyncio.get_running_loop()
@@ -220,9 +247,7 @@ def _run(profiler: Profiler, records: list[dict[str, Any]], **options: Any) -> B
             if stop.requested:
                 task.cancel()
             else:
-                typer.echo(
-                    "\nstopping: waiting for the records in flight (Ctrl-C again to drop them)", err=True
-                )
+                typer.echo(f"\nstopping: {leaving}", err=True)
                 stop()
 
         # Windows has no signal handlers on a loop: Ctrl-C stops at once there, and what has landed is kept.
@@ -230,7 +255,7 @@ def _run(profiler: Profiler, records: list[dict[str, Any]], **options: Any) -> B
             loop.add_signal_handler(signal.SIGINT, interrupted)
         with progress(len(records)) as on_record:
             try:
-                return await run_batch(
+                return await go_through(
                     profiler.context, records, calibrator=profiler.calibrator or "fit", stop=stop,
                     on_record=on_record, **options,
                 )  # fmt: skip

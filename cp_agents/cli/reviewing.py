@@ -18,16 +18,16 @@ def list_(
     cues: Annotated[bool, typer.Option("--cues", help="Show the records as well.")] = False,
 ) -> None:
     """What waits for a person. Python: `cp_agents.stores.reviews.open_reviews`."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from cp_agents.cli import tables
     from cp_agents.stores.reviews import open_reviews
     from cp_agents.stores.traces import TraceStore
 
     with TraceStore(store, must_exist=True) as traces:
         rows = open_reviews(traces, run)
-    table = Table(pad_edge=False)
+    table = Table()
     for name in ("id", "user", "attribute", "model says", "conf.", "because"):
         table.add_column(name)
     for row in rows:
@@ -38,7 +38,7 @@ def list_(
         )  # fmt: skip
         if cues:
             table.add_row("", "", "", escape(row["cues"]), "", "", end_section=True)
-    console = Console()
+    console = tables.console()
     if rows:
         console.print(table)
     console.print(

@@ -18,26 +18,26 @@ _COST_COLUMNS = (
 
 def stats(store: o.Store = o.DEFAULT_STORE) -> None:
     """Runs, samples, errors, tokens, cost and sizes of a store. Python: `cp_agents.stores.stats`."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from cp_agents.cli import tables
     from cp_agents.stores.stats import run_stats, table_sizes
     from cp_agents.stores.traces import TraceStore
 
-    console = Console()
+    console = tables.console()
     with TraceStore(store, must_exist=True) as traces:
         runs = run_stats(traces)
         sizes = table_sizes(traces)
     for title, columns in ((f"runs in {store}", _RUN_COLUMNS), ("tokens and cost in USD", _COST_COLUMNS)):
-        table = Table(title=title, title_justify="left", pad_edge=False)
+        table = Table(title=title, title_justify="left")
         for name in columns:
             left = name in {"run", "backend", "outcomes"}
             table.add_column(name.replace("_", " "), justify="left" if left else "right")
         for run in runs:
             table.add_row(*("" if run[name] is None else escape(str(run[name])) for name in columns))
         console.print(table)
-    small = Table(pad_edge=False)
+    small = Table()
     for name in ("table", "rows", "KB"):
         small.add_column(name, justify="left" if name == "table" else "right")
     for size in sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,11 @@ from cp_agents.schema import NA, AttributeProfile, Profile
 
 if TYPE_CHECKING:
     from cp_agents.runner import BatchReport
+
+
+def console() -> Console:
+    """Where results go. A file or a pipe has no width of its own and gets enough for every table."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
 @contextmanager
@@ -87,7 +93,7 @@ def print_summary(report: BatchReport, total: int, written: int, out: Path, stor
 
 def profile_table(profiles: Iterable[Profile], title: str | None = None) -> Table:
     """One row an attribute: user, tag, confidence, evidence."""
-    table = Table(title=title, title_justify="left", pad_edge=False)
+    table = Table(title=title, title_justify="left")
     for name in ("user", "attribute", "tag"):
         table.add_column(name, no_wrap=name == "user")
     table.add_column("conf.", justify="right")

@@ -1,0 +1,206 @@
+"""vLLM's `AsyncLLM`: how it is started, asked and understood when it fails. The only module that imports vllm.
+
+Everything here runs on the background event loop, to which the engine belongs for its whole life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cp_agents.backends.weights import adapter_rank, fingerprint
+from cp_agents.errors import BackendError, ErrorType
+from cp_agents.schema import Message
+
+log = logging.getLogger(__name__)
+
+OF_THE_MACHINE = frozenset(
+    {
+        "block_size", "cpu_offload_gb", "data_parallel_size", "disable_log_stats", "distributed_executor_backend",
+        "enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len",
+        "max_num_batched_tokens", "max_num_seqs", "pipeline_parallel_size", "stream_interval",
+        "tensor_parallel_size",
+    }
+)  # fmt: skip
+"""Engine arguments that say how to compute and not what: a run can be resumed with others."""
+TEMPLATE = "chat_template_kwargs"
+CANNOT_SERVE = ErrorType.NOT_FOUND
+"""An engine that cannot start, or has died, has no answer for any other prompt either."""
+_AT_THE_END = 1 << 30
+"""A stream interval that no answer reaches: the engine then speaks of a sample at its first token and when it is
+complete, not at every token."""
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_SHUTDOWN_S = 10.0
+_MEMORY = re.compile(
+    r"out of memory|cannot allocate|not enough memory|no available memory|kv cache", re.IGNORECASE
+)
+_TOO_LONG = re.compile(r"context length|longer than the maximum|max_model_len", re.IGNORECASE)
+
+
+class Setup(NamedTuple):
+    """What an engine is to serve."""
+
+    model: str
+    """A folder, a file, or a name that vLLM can fetch."""
+    adapter: Path | None
+    options: Mapping[str, Any]
+    """vLLM's engine arguments and sampling parameters by their names, and `chat_template_kwargs`."""
+    revision: str | None = None
+    """Of a model that is fetched."""
+
+
+class Running(NamedTuple):
+    """A started engine."""
+
+    llm: Any
+    """`vllm.v1.engine.async_llm.AsyncLLM`"""
+    tokenizer: Any
+    max_model_len: int
+    sampling: dict[str, Any]
+    lora: Any
+
+
+class Engine:
+    """Starts once, when it is first needed; a failure to start is remembered and raised to everybody."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._starting: asyncio.Task[Running] | None = None
+
+    async def running(self) -> Running:
+        """The started engine. Raises `BackendError` that ends the run where it cannot start."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def stop(self) -> None:
+        """Stop the engine's processes, if there are any."""
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            await asyncio.wait([starting])
+            if not starting.cancelled() and starting.exception() is None:
+                await asyncio.to_thread(starting.result().llm.shutdown, timeout=_SHUTDOWN_S)
+
+    async def tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a prompt, through the model's own chat template."""
+        running = await self.running()
+        template = self._setup.options.get(TEMPLATE) or {}
+        text = running.tokenizer.apply_chat_template(
+            [message.as_dict() for message in messages],
+            tokenize=False,
+            add_generation_prompt=True,
+            **template,
+        )
+        ids: list[int] = running.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    async def generate(
+        self, ids: list[int], structured: Mapping[str, str], **sampling: Any
+    ) -> AsyncIterator[Any]:
+        """vLLM's `RequestOutput`s for a prompt: each sample's first token, then the rest of it when it is complete."""
+        running = await self.running()
+        parameters = import_module("vllm.sampling_params")
+        constraint = parameters.StructuredOutputsParams(**structured) if structured else None
+        params = parameters.SamplingParams(
+            **running.sampling,
+            **sampling,
+            structured_outputs=constraint,
+            output_kind=parameters.RequestOutputKind.DELTA,
+        )
+        prompt = {"prompt_token_ids": ids}
+        async for output in running.llm.generate(prompt, params, uuid.uuid4().hex, lora_request=running.lora):
+            yield output
+
+    async def _start(self) -> Running:
+        started = time.perf_counter()
+        log.info("starting vLLM with %s", Path(self._setup.model).name)
+        try:
+            running = await asyncio.to_thread(self._make)
+        except BackendError:
+            raise
+        except Exception as error:
+            raise BackendError(_why_not_started(self._setup.model, error), CANNOT_SERVE) from error
+        if running.tokenizer.chat_template is None:
+            await asyncio.to_thread(running.llm.shutdown, timeout=_SHUTDOWN_S)
+            raise BackendError(
+                f"{self._setup.model} has no chat template: it is not a chat model", CANNOT_SERVE
+            )
+        log.info("vLLM was ready after %.0f s", time.perf_counter() - started)
+        return running
+
+    def _make(self) -> Running:
+        # vLLM would otherwise write its progress to standard output, which belongs to the application.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        args_class = import_module("vllm.engine.arg_utils").AsyncEngineArgs
+        sampling_class = import_module("vllm.sampling_params").SamplingParams
+        known = {field.name for field in dataclasses.fields(args_class)}
+        arguments, sampling = sort_out(self._setup.options, known, set(sampling_class.__struct_fields__))
+        sampling_class(**sampling)  # what cannot be is said before minutes are spent on the weights
+        lora = None
+        if (adapter := self._setup.adapter) is not None:
+            rank = adapter_rank(adapter)
+            arguments = {
+                "enable_lora": True,
+                "max_loras": 1,
+                "max_lora_rank": next((r for r in _LORA_RANKS if r >= rank), rank),
+            } | arguments
+            # vLLM's prefix cache knows adapters by name, so the name says what is in it.
+            name = f"{adapter.name}-{fingerprint(adapter)}"
+            lora = import_module("vllm.lora.request").LoRARequest(name, 1, str(adapter))
+        if self._setup.revision is not None:
+            arguments["revision"] = self._setup.revision
+        fixed = {"model": self._setup.model, "stream_interval": _AT_THE_END}
+        args = args_class(**({"enable_prefix_caching": True} | arguments | fixed))
+        llm = import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(args)
+        return Running(llm, llm.get_tokenizer(), llm.model_config.max_model_len, sampling, lora)
+
+
+def sort_out(
+    options: Mapping[str, Any], arguments: set[str], sampling: set[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options as engine arguments and sampling parameters. Raises `BackendError` for one that is neither."""
+    known = arguments | {name for name in sampling if not name.startswith("_")}
+    options = {name: value for name, value in options.items() if name != TEMPLATE}
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, [*known, "structured", "logprobs"], n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise BackendError(f"vLLM has no option {name!r}{hint}", CANNOT_SERVE)
+    return (
+        {name: value for name, value in options.items() if name in arguments},
+        {name: value for name, value in options.items() if name not in arguments},
+    )
+
+
+def read_failure(error: Exception) -> tuple[ErrorType, str]:
+    """What a failed request was about. Messages of vLLM's own are quoted: prompts reach it as numbers."""
+    name, said = type(error).__name__, " ".join(str(error).split())[:200]
+    if name == "EngineDeadError":
+        message = "vLLM's engine has died (its log says why): the same run, started again, goes on from here"
+        return CANNOT_SERVE, message
+    if _TOO_LONG.search(said):
+        return ErrorType.CONTEXT_LENGTH, f"the prompt is too long for the model: {said}"
+    if isinstance(error, ValueError) or "Validation" in name:
+        return ErrorType.BAD_REQUEST, f"vLLM refused the request: {said}"
+    return ErrorType.INTERNAL, f"vLLM failed in an unforeseen way ({name}: {said})"
+
+
+def _why_not_started(model: str, error: Exception) -> str:
+    said = " ".join(str(error).split())[:200]
+    links = [error, error.__cause__, error.__context__]
+    if any(isinstance(link, MemoryError) or _MEMORY.search(str(link)) for link in links if link is not None):
+        return (
+            f"vLLM has not enough memory for {model} ({said}): a smaller max_model_len or max_num_seqs, or another "
+            "gpu_memory_utilization (on CPU: VLLM_CPU_KVCACHE_SPACE, in GiB) may help"
+        )
+    return f"vLLM could not start with {model} ({type(error).__name__}: {said}); its log says more"
