@@ -279,6 +279,9 @@ class BatchAPI:
                 "the endpoint has no such batch or file, or no batch API (404)", ErrorType.NOT_FOUND
             )
         except openai.APIStatusError as error:
+            if error.status_code == 413:
+                why = "the endpoint takes no file of this size (413): make the batches smaller"
+                raise CallError(why, ErrorType.BAD_REQUEST) from None
             asked = Asked(model, 1, (), "")
             failure = read_error(error.status_code, error.response.headers, error.body, asked, endpoint._key)
         except Exception as error:

@@ -95,7 +95,7 @@ class LangChainBackend:
         Raises `BackendError` for errors that end the run, after the samples in flight have landed.
         """
         prompt = [_message(message) for message in request.messages]
-        # A config that is bound to the model is merged with one that is given, and would hide the node's own.
+        # Given, it is merged with a config that is bound to the model; left to the context, that one would hide it.
         config = ensure_config()
         tasks = [asyncio.create_task(self._draw(prompt, index, config)) for index in request.indices]
         fatal: BackendError | None = None

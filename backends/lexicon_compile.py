@@ -65,6 +65,8 @@ class Lexicon:
     settings: Settings
     sources: dict[str, tuple[str, Source]]
     """Source name to its kind and how it counts."""
+    fields: dict[str, list[tuple[int, str]]]
+    """Self-reported field to the attributes it speaks of, each with the field's rank among the attribute's fields."""
     negations: frozenset[str]
     instructions: re.Pattern[str] | None
     revision: str
@@ -172,6 +174,10 @@ def _compile(file: LexiconFile, common: CommonFile, taxonomy: Taxonomy, revision
         right = file.attributes.get(attribute.name, AttributeLexicon()).trust
         trust[slices[attribute.name]] = np.log(right / (1 - right) * max(1, len(attribute.tags) - 1))
     names = {fold(n) for a in taxonomy.attributes for t in a.tags for n in (t.name, *t.aliases)}
+    fields: dict[str, list[tuple[int, str]]] = {}
+    for attribute in taxonomy.attributes:
+        for rank, name in enumerate(attribute.self_reported or [attribute.name]):
+            fields.setdefault(fold(name), []).append((rank, attribute.name))
     return Lexicon(
         taxonomy=taxonomy,
         slices=slices,
@@ -186,6 +192,7 @@ def _compile(file: LexiconFile, common: CommonFile, taxonomy: Taxonomy, revision
         rules=tuple((rule.conditions, votes(rule.then)) for rule in file.rules),
         settings=file.settings,
         sources={fold(n): (kind, source) for kind, source in common.sources.items() for n in source.names},
+        fields=fields,
         negations=frozenset(normaliser.key(word) for word in split_phrases(common.negations)),
         instructions=_pattern(common.instructions, names),
         revision=revision,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ ALWAYS = -1
 QUOTES = 3
 """At most so many quotations in one evidence text."""
 _NEGATION_REACH = 3
+_PLAIN = (ANYWHERE, Source())
 _CONDENSED_HEAD = re.compile(r"[\d,]+ (?:more )?items?: ")
 _CONDENSED_PIECE = re.compile(r"(?P<text>.+?)(?: \(x(?P<count>\d+)\))?(?:, |$)")
 
@@ -59,6 +60,8 @@ class Reading:
     """(columns,), nats."""
     supports: dict[int, list[Support]] = field(default_factory=dict)
     """Column to what speaks for it, strongest first."""
+    implied: dict[int, list[Support]] = field(default_factory=dict)
+    """The same for what speaks for a tag that implies this one; filled when asked for."""
     digest: int = 0
     """Seeds the samples: a hash of the lines that were read, those that were set aside left out."""
 
@@ -81,8 +84,9 @@ def read_block(lexicon: Lexicon, block: str, lines: Sequence[CueLine]) -> Readin
         _add(supports, tag_column, Support(float(lexicon.trust[tag_column]), ALWAYS, line.start, line.end))
     hits: list[set[int]] = []
     means = _mean_weights(kept)
+    kinds = {name: lexicon.sources.get(fold(name), _PLAIN) for name in {line.source for line in kept}}
     for line in kept:
-        kind, source = lexicon.sources.get(fold(line.source), (ANYWHERE, Source()))
+        kind, source = kinds[line.source]
         found, phrases, votes = _votes(lexicon, kind, line)
         hits.append(set(phrases))
         scale = source.factor * _scale(line, source.half or means.get(line.source))
@@ -96,7 +100,7 @@ def read_block(lexicon: Lexicon, block: str, lines: Sequence[CueLine]) -> Readin
                     Support(float(scale * row[column]), len(rows), match.start, match.end),
                 )
         rows.append(scale * votes.sum(axis=0))
-    _apply_rules(lexicon, kept, hits, rows, supports)
+    _apply_rules(lexicon, kept, kinds, hits, rows, supports)
     for found_supports in supports.values():
         found_supports.sort(key=lambda s: (-s.nats, s.start))
     seen = "\n".join(f"{line.source}\0{line.text}\0{line.count}\0{line.weight}" for line in kept)
@@ -117,27 +121,27 @@ def _self_report(
     lexicon: Lexicon, block: str, lines: Sequence[CueLine]
 ) -> tuple[Floats, list[tuple[int, CueLine]], list[_Line]]:
     """Nats per column, (column, line) of each claim, and all lines that are text to be searched."""
-    taxonomy = lexicon.taxonomy
-    fields: dict[str, str] = {}
     texts: list[_Line] = []
-    reports: list[tuple[CueLine, dict[str, str]]] = []
+    claimed: dict[str, list[tuple[int, int, CueLine]]] = {}
     for line in lines:
         if line.source != SELF_REPORTED:
             texts += _pieces(line, block)
             continue
         name, _, value = line.text.partition(": ")
-        said = taxonomy.reported_tags({name: value})
-        fields.setdefault(name, value)
-        reports.append((line, said))
-        if not said:
+        is_claim = False
+        for rank, attribute in lexicon.fields.get(fold(name), ()):
+            tag = lexicon.taxonomy[attribute].match_value(value)
+            if tag is not None and tag != NA:
+                column = lexicon.slices[attribute].start + lexicon.taxonomy[attribute].names.index(tag)
+                claimed.setdefault(attribute, []).append((rank, column, line))
+                is_claim = True
+        if not is_claim:
             offset = len(name) + 2 if value else 0
             texts.append(_Line(line.text[offset:], line.source, line.start + offset, 1, None))
+    claims = [min(said, key=lambda claim: claim[0])[1:] for said in claimed.values()]
     nats = np.zeros(len(lexicon.prior))
-    claims: list[tuple[int, CueLine]] = []
-    for attribute, tag in taxonomy.reported_tags(fields).items():
-        column = lexicon.slices[attribute].start + taxonomy[attribute].names.index(tag)
+    for column, _ in claims:
         nats[column] = lexicon.trust[column]
-        claims += [(column, line) for line, said in reports if said.get(attribute) == tag][:1]
     return nats, claims, texts
 
 
@@ -217,6 +221,7 @@ def _negated(lexicon: Lexicon, tokens: Sequence[Token], match: Found) -> bool:
 def _apply_rules(
     lexicon: Lexicon,
     lines: Sequence[_Line],
+    kinds: Mapping[str, tuple[str, Source]],
     hits: Sequence[set[int]],
     rows: list[Floats],
     supports: dict[int, list[Support]],
@@ -224,8 +229,7 @@ def _apply_rules(
     """Add a row for every rule whose conditions hold; measures add up lines whose weights have a known unit."""
     measured: list[tuple[_Line, set[int], float]] = []
     for line, found in zip(lines, hits, strict=True):
-        _, source = lexicon.sources.get(fold(line.source), (ANYWHERE, Source()))
-        if line.weight is not None and source.half is not None:
+        if line.weight is not None and kinds[line.source][1].half is not None:
             measured.append((line, found, line.weight))
     if not measured:
         return
@@ -315,15 +319,19 @@ def _posterior(lexicon: Lexicon, score: Floats) -> Floats:
 
 
 def _quote(lexicon: Lexicon, block: str, reading: Reading, column: int, counts: NDArray[np.float64]) -> str:
-    """What the sample saw that speaks for the tag: its own words first, then those of a tag that implies it."""
-    quotes: list[str] = []
-    implied = np.flatnonzero(lexicon.implies[:, column] > 0)
-    candidates = list(reading.supports.get(column, ()))
-    candidates += sorted(s for c in implied for s in reading.supports.get(int(c), ()))[::-1]
-    for support in candidates:
-        text = block[support.start : support.end]
-        if (support.row == ALWAYS or counts[support.row] > 0) and text not in quotes:
-            quotes.append(text)
-            if len(quotes) == QUOTES:
-                break
-    return "; ".join(quotes)
+    """What the sample saw that speaks for the tag; where nothing does, what speaks for a tag that implies it."""
+    if column not in reading.implied:
+        causes = np.flatnonzero(lexicon.implies[:, column] > 0)
+        reading.implied[column] = sorted(s for c in causes for s in reading.supports.get(int(c), ()))[::-1]
+    for candidates in (reading.supports.get(column, ()), reading.implied[column]):
+        quotes: list[str] = []
+        for support in candidates:
+            if support.row == ALWAYS or counts[support.row] > 0:
+                text = block[support.start : support.end]
+                if text not in quotes:
+                    quotes.append(text)
+                if len(quotes) == QUOTES:
+                    break
+        if quotes:
+            return "; ".join(quotes)
+    return ""

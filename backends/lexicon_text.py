@@ -129,7 +129,9 @@ def expand(phrase: str) -> list[str]:
             options = done + current + ([""] if text == ")?" else [])
             stack[-1] = (stack[-1][0], [a + b for a in stack[-1][1] for b in options])
         else:
-            options = [text] if piece[1] is None else [str(n) for n in range(int(piece[1]), int(piece[2]) + 1)]
+            options = (
+                [text] if piece[1] is None else [str(n) for n in range(int(piece[1]), int(piece[2]) + 1)]
+            )
             stack[-1] = (done, [a + b for a in current for b in options])
         if len(stack[-1][1]) > _MOST_READINGS:
             raise InputError(f"phrase {phrase[:60]!r} has more than {_MOST_READINGS} readings")
@@ -154,6 +156,7 @@ class PhraseTrie:
         self._root: _Node = {}
         self._macro_root: _Node = {}
         self._macros = frozenset(macros or {})
+        self._stems: dict[int, list[tuple[int, _Node]]] = {}
         self._numbers: dict[str, int] = {}
         for name, pattern in (macros or {}).items():
             for reading in expand(pattern):
@@ -189,6 +192,7 @@ class PhraseTrie:
                 node = node.setdefault(_STEMS, {}).setdefault(_fold(raw), {})
             else:
                 node = node.setdefault(self._normaliser.key(raw), {})
+        self._stems.clear()
         labels: list[int | str] = node.setdefault(_END, [])
         if label not in labels:
             labels.append(label)
@@ -197,50 +201,52 @@ class PhraseTrie:
         """Every match, overlapping ones too, in order of their first token."""
         spans: _Spans = {}
         if self._macro_root:
-            for first, last, names in _walk(self._macro_root, tokens, {}):
+            for first, last, names in self._walk(self._macro_root, tokens, {}):
                 spans.setdefault(first, []).extend((name, last) for name in names)
         return [
             Found(number, first, last, tokens[first].start, tokens[last].end)
-            for first, last, numbers in _walk(self._root, tokens, spans)
+            for first, last, numbers in self._walk(self._root, tokens, spans)
             for number in numbers
         ]
 
-
-def _walk(root: _Node, tokens: Sequence[Token], spans: _Spans) -> Iterator[tuple[int, int, list[Any]]]:
-    """(first token, last token, labels) of every path from the root to a label."""
-    total = len(tokens)
-    keys = [token.key for token in tokens]
-    stems = _stems_by_length(root)
-    for first in range(total):
-        key = keys[first]
-        stack: list[tuple[_Node, int]] = []
-        if (child := root.get(key)) is not None:
-            stack.append((child, first))
-        for length, by_stem in stems:
-            if length > len(key):
-                break
-            if (child := by_stem.get(key[:length])) is not None:
+    def _walk(
+        self, root: _Node, tokens: Sequence[Token], spans: _Spans
+    ) -> Iterator[tuple[int, int, list[Any]]]:
+        """(first token, last token, labels) of every path from the root to a label."""
+        total = len(tokens)
+        keys = [token.key for token in tokens]
+        if (stems := self._stems.get(id(root))) is None:
+            stems = self._stems[id(root)] = _stems_by_length(root)
+        for first in range(total):
+            key = keys[first]
+            stack: list[tuple[_Node, int]] = []
+            if (child := root.get(key)) is not None:
                 stack.append((child, first))
-        for name, last in spans.get(first, ()):
-            if (child := root.get(name)) is not None:
-                stack.append((child, last))
-        while stack:
-            node, last = stack.pop()
-            if (labels := node.get(_END)) is not None:
-                yield first, last, labels
-            following = last + 1
-            if following >= total:
-                continue
-            key = keys[following]
-            if (child := node.get(key)) is not None:
-                stack.append((child, following))
-            if (by_stem := node.get(_STEMS)) is not None:
-                stack += [(child, following) for stem, child in by_stem.items() if key.startswith(stem)]
-            if (child := node.get(ANY)) is not None and key not in STOPS:
-                stack.append((child, following))
-            for name, end in spans.get(following, ()):
-                if (child := node.get(name)) is not None:
-                    stack.append((child, end))
+            for length, by_stem in stems:
+                if length > len(key):
+                    break
+                if (child := by_stem.get(key[:length])) is not None:
+                    stack.append((child, first))
+            for name, last in spans.get(first, ()):
+                if (child := root.get(name)) is not None:
+                    stack.append((child, last))
+            while stack:
+                node, last = stack.pop()
+                if (labels := node.get(_END)) is not None:
+                    yield first, last, labels
+                following = last + 1
+                if following >= total:
+                    continue
+                key = keys[following]
+                if (child := node.get(key)) is not None:
+                    stack.append((child, following))
+                if (by_stem := node.get(_STEMS)) is not None:
+                    stack += [(child, following) for stem, child in by_stem.items() if key.startswith(stem)]
+                if (child := node.get(ANY)) is not None and key not in STOPS:
+                    stack.append((child, following))
+                for name, end in spans.get(following, ()):
+                    if (child := node.get(name)) is not None:
+                        stack.append((child, end))
 
 
 def _stems_by_length(root: _Node) -> list[tuple[int, _Node]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -18,13 +18,16 @@ from pydantic import Field
 from cp_agents.schema import Completion
 from cp_agents.taxonomy import Attribute, Taxonomy
 
+_NEVER = -9999.0
+"""How servers write the logarithm of nothing, which JSON cannot."""
+
 
 class TagToken(NamedTuple):
     """A token that was drawn, and what else could have been."""
 
     text: str
     logprob: float
-    """Natural logarithm, before temperature and constraints."""
+    """Natural logarithm, before temperature; where answers are constrained, among what the constraint lets through."""
     top: dict[str, float]
     """The likeliest tokens in this place and their log probabilities; the drawn one may be among them."""
 
@@ -45,7 +48,7 @@ def tag_tokens(tokens: Sequence[TagToken], taxonomy: Taxonomy) -> dict[str, tupl
     """The tokens of each attribute's tag in an answer in the wire format, of the last one where there are several.
 
     A token that reaches into the tag from the markup before it is cut, and so are the alternatives that begin like
-    it; one that reaches out of the tag behind is kept whole.
+    it. The token that closes the tag is kept: it decides between a tag and a longer one that begins the same way.
     """
     text = "".join(token.text for token in tokens)
     ends = list(accumulate(len(token.text) for token in tokens))
@@ -53,7 +56,7 @@ def tag_tokens(tokens: Sequence[TagToken], taxonomy: Taxonomy) -> dict[str, tupl
     found: dict[str, tuple[TagToken, ...]] = {}
     for match in re.finditer(rf"<({names})>\s*<tag>\s*([^<>]+?)\s*</tag>", text):
         start, end = match.span(2)
-        first, last = bisect_right(ends, start), bisect_left(ends, end)
+        first, last = bisect_right(ends, start), bisect_right(ends, end)
         inside = list(tokens[first : last + 1])
         inside[0] = _cut(inside[0], start - (ends[first] - len(inside[0].text)))
         found[match[1]] = tuple(inside)
@@ -100,7 +103,7 @@ def _top(raw: object) -> dict[str, float]:
     return {
         entry["token"]: float(entry["logprob"])
         for entry in (raw if isinstance(raw, list) else [])
-        if _is_token(entry)
+        if _is_token(entry) and entry["logprob"] > _NEVER
     }
 
 

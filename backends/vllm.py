@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -241,8 +242,9 @@ class _Landing:
         self.tokens += len(piece.token_ids)
         self.finish_reason = piece.finish_reason
         for drawn, candidates in zip(piece.token_ids, piece.logprobs or (), strict=False):
-            top = {c.decoded_token or "": c.logprob for c in candidates.values()}
             chosen = candidates[drawn]
+            # What a constraint forbids has no probability.
+            top = {c.decoded_token or "": c.logprob for c in candidates.values() if c.logprob > -math.inf}
             self.scored.append(TagToken(chosen.decoded_token or "", chosen.logprob, top))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import os
 import re
@@ -90,6 +91,8 @@ class Engine:
             await asyncio.wait([starting])
             if not starting.cancelled() and starting.exception() is None:
                 await asyncio.to_thread(starting.result().llm.shutdown, timeout=_SHUTDOWN_S)
+            del starting
+            gc.collect()  # the engine lies in cycles with what it has allocated
 
     async def tokens(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, through the model's own chat template."""
@@ -117,7 +120,7 @@ class Engine:
             structured_outputs=constraint,
             output_kind=parameters.RequestOutputKind.DELTA,
         )
-        prompt = {"prompt_token_ids": ids}
+        prompt = {"type": "token", "prompt_token_ids": ids}
         async for output in running.llm.generate(prompt, params, uuid.uuid4().hex, lora_request=running.lora):
             yield output
 
@@ -141,6 +144,7 @@ class Engine:
     def _make(self) -> Running:
         # vLLM would otherwise write its progress to standard output, which belongs to the application.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report home
         args_class = import_module("vllm.engine.arg_utils").AsyncEngineArgs
         sampling_class = import_module("vllm.sampling_params").SamplingParams
         known = {field.name for field in dataclasses.fields(args_class)}

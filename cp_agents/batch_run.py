@@ -209,7 +209,7 @@ class _Run:
                 news |= seen.get(row.key) != (state.status, state.answered)
                 seen[row.key] = state.status, state.answered
                 if state.status != row.status:
-                    batches.note_batch(self.ctx.store, row.key, None, state.status, ended=state.has_ended)
+                    batches.note_batch(self.ctx.store, row.key, None, state.status)
                     self.say(
                         f"{row.batch_id}: {state.status}, {state.answered:,} of {row.requests:,} answered"
                     )
@@ -237,8 +237,7 @@ class _Run:
         except CallError as error:
             if error.error_type is not ErrorType.NOT_FOUND:
                 raise
-        batches.note_batch(self.ctx.store, row.key, None, batches.LOST, ended=True)
-        batches.drop_requests(self.ctx.store, row.key, collected=False)
+        batches.close_batch(self.ctx.store, row.key, batches.LOST)
         self.error = self.error or BackendError(
             f"the endpoint does not know {row.batch_id} any more, which was submitted at {row.created_at};"
             " to submit its requests anew, run the same command again",
@@ -250,7 +249,7 @@ class _Run:
         """Store the results of a batch that has ended; whether there were any."""
         store = self.ctx.store
         if state.status == batches.FAILED and not state.result_files:
-            batches.drop_requests(store, row.key, collected=False)
+            batches.close_batch(store, row.key, state.status)
             await self._delete(state.input_file)
             why = f"the endpoint did not take {state.batch_id}: {state.message or 'it does not say why'}"
             if state.over_limit:
@@ -270,7 +269,7 @@ class _Run:
                     continue  # kept no longer: its lines are missing
                 landed.file(path)
         landed.missing(state.status)
-        batches.drop_requests(store, row.key, collected=True)
+        batches.close_batch(store, row.key, state.status)
         strange = f", {landed.strange:,} lines ignored" if landed.strange else ""
         self.say(
             f"{state.batch_id}: {landed.answers:,} samples stored, {landed.failures:,} failures{strange}"

@@ -52,6 +52,7 @@ class PriceList:
     def __init__(self, entries: Mapping[str, Listed], source: str) -> None:
         self.source = source
         self._entries = dict(entries)
+        self._told: set[str] = set()
 
     def find(self, spec: str) -> Listed | None:
         """The prices of the backend `spec`, as in openai:MODEL; None where the list has none."""
@@ -64,6 +65,12 @@ class PriceList:
                 return listed
         return None
 
+    def tell_missing(self, spec: str) -> None:
+        """Warn that the list has no price for `spec`, once."""
+        if ":" in spec and spec not in self._told:  # what has no model is no endpoint that costs anything
+            self._told.add(spec)
+            log.warning("%s has no price for %s: its cost is not counted", self.source, spec)
+
 
 def prices_for(
     spec: str, given: Mapping[str, float] | None, listed: PriceList | None, *, batch: bool = False
@@ -74,8 +81,8 @@ def prices_for(
     """
     found = listed.find(spec) if listed is not None else None
     if found is None and not given:
-        if listed is not None and ":" in spec:  # what has no model is no endpoint that costs anything
-            log.warning("%s has no price for %s: its cost is not counted", listed.source, spec)
+        if listed is not None:
+            listed.tell_missing(spec)
         return None
     file = {} if found is None else found.batch if batch else found.live
     return Prices.from_dict({**file, **(given or {})})

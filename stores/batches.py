@@ -61,24 +61,20 @@ def put_batch(
         conn.executemany("insert into batch_requests values (?, ?, ?, ?, ?)", rows)
 
 
-def note_batch(
-    store: TraceStore, key: str, batch_id: str | None, status: str, *, ended: bool = False
-) -> None:
-    """Note what the endpoint says of a batch."""
+def note_batch(store: TraceStore, key: str, batch_id: str | None, status: str) -> None:
+    """Note what the endpoint says of a batch that is waited for."""
     with store.transaction() as conn:
         conn.execute(
-            "update batches set batch_id = coalesce(?, batch_id), status = ?,"
-            " ended_at = coalesce(ended_at, ?) where batch_key = ?",
-            (batch_id, status, now() if ended else None, key),
+            "update batches set batch_id = coalesce(?, batch_id), status = ? where batch_key = ?",
+            (batch_id, status, key),
         )
 
 
-def drop_requests(store: TraceStore, key: str, *, collected: bool) -> None:
-    """Nobody waits for the batch any more: because its results are stored, or because it will have none."""
+def close_batch(store: TraceStore, key: str, status: str) -> None:
+    """Nobody waits for the batch any more: its results are stored, or it will have none."""
     with store.transaction() as conn:
+        conn.execute("update batches set status = ?, closed_at = ? where batch_key = ?", (status, now(), key))
         conn.execute("delete from batch_requests where batch_key = ?", (key,))
-        if collected:
-            conn.execute("update batches set collected_at = ? where batch_key = ?", (now(), key))
 
 
 def drop_batch(store: TraceStore, key: str) -> None:
@@ -89,11 +85,11 @@ def drop_batch(store: TraceStore, key: str) -> None:
 
 
 def open_batches(store: TraceStore, run_id: str) -> list[BatchRow]:
-    """A run's batches whose results are still to be collected, oldest first; files are not waited for."""
+    """A run's batches that are waited for, oldest first; files are not."""
     found = store.rows(
         "select batch_key, batch_id, status, requests, created_at from batches where run_id = ?"
-        " and collected_at is null and status not in (?, ?, ?) order by rowid",
-        (run_id, WRITTEN, LOST, FAILED),
+        " and closed_at is null and status <> ? order by rowid",
+        (run_id, WRITTEN),
     )
     return [BatchRow(*row) for row in found]
 
@@ -142,5 +138,5 @@ def all_batches(store: TraceStore) -> list[dict[str, Any]]:
     """Every batch with its run, newest first."""
     return store.query(
         "select run_id as run, coalesce(batch_id, '') as batch, requests, status, created_at as submitted,"
-        " coalesce(ended_at, '') as ended, coalesce(collected_at, '') as collected from batches order by rowid desc"
+        " coalesce(closed_at, '') as closed from batches order by rowid desc"
     )

@@ -191,8 +191,7 @@ def m002_batches(db: Database) -> None:
             requests integer not null,
             language text,                 -- of the prompt, or its folder of templates; for files
             created_at text not null,
-            ended_at text,                 -- when the endpoint was seen to be done with it
-            collected_at text              -- when all its results were stored
+            closed_at text                 -- when its results were stored, or when it was clear that it has none
         );
         create index batches_run on batches (run_id);
         create table batch_requests (

@@ -51,6 +51,8 @@ class BatchConfig(LoopbackConfig):
     """Whether there are no such routes."""
     listed: bool = True
     """Whether batches can be listed."""
+    most_bytes: int | None = None
+    """Larger files are answered with a 413."""
     broken_polls: int = 0
     """How many times the state of a batch is answered with a 503 first."""
 
@@ -61,6 +63,7 @@ class MadeBatch:
 
     number: int
     input_file: str
+    bytes: int
     lines: list[Body]
     metadata: dict[str, str]
     created: float
@@ -97,7 +100,7 @@ class BatchServer(LoopbackServer):
             return web.json_response({"detail": "Not Found"}, status=404)
         match request.method, *parts:
             case "POST", "files":
-                return web.json_response(await self._upload(request))
+                return await self._upload(request)
             case "GET", "files", file_id, "content" if file_id in self.files:
                 return web.Response(body=self.files[file_id])
             case "DELETE", "files", file_id if file_id in self.files:
@@ -115,22 +118,27 @@ class BatchServer(LoopbackServer):
                 return web.json_response(self._state(made))
         return web.json_response(error_body("no such thing"), status=404)
 
-    async def _upload(self, request: web.BaseRequest) -> Body:
+    async def _upload(self, request: web.BaseRequest) -> web.StreamResponse:
         content, purpose = b"", ""
         async for part in await request.multipart():
-            data = bytes(await part.read())
+            data = b""
+            while chunk := await part.read_chunk(1 << 16):
+                data += chunk
             if part.name == "file":
                 content = data
             elif part.name == "purpose":
                 purpose = data.decode()
         assert purpose == "batch"
+        if self.config.most_bytes is not None and len(content) > self.config.most_bytes:
+            return web.json_response(error_body("too large"), status=413)
         file_id = self._store(content)
         self.uploads.append(file_id)
         self._note({"event": "upload", "file": file_id, "bytes": len(content)})
-        return {
+        body = {
             "id": file_id, "object": "file", "bytes": len(content), "created_at": int(time.time()),
             "filename": "x", "purpose": "batch", "status": "processed",
         }  # fmt: skip
+        return web.json_response(body)
 
     def _store(self, content: bytes) -> str:
         file_id = f"file_{len(self.files) + len(self.deleted)}"
@@ -139,9 +147,11 @@ class BatchServer(LoopbackServer):
 
     async def _create(self, body: Body) -> web.StreamResponse:
         assert (body["endpoint"], body["completion_window"]) == ("/v1/chat/completions", "24h")
-        lines = [json.loads(line) for line in self.files[body["input_file_id"]].split(b"\n") if line]
+        content = self.files[body["input_file_id"]]
+        lines = [json.loads(line) for line in content.split(b"\n") if line]
         number = len(self.batches)
-        made = MadeBatch(number, body["input_file_id"], lines, body.get("metadata") or {}, time.time())
+        metadata = body.get("metadata") or {}
+        made = MadeBatch(number, body["input_file_id"], len(content), lines, metadata, time.time())
         most = self.config.most_in_flight
         in_flight = sum(len(b.lines) for b in self.batches if b.status == "in_progress")
         made.error = self.config.fail.get(number)

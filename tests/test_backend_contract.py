@@ -40,7 +40,7 @@ from cp_agents.cues import assemble_cues
 from cp_agents.errors import BackendError, CpAgentsError, ErrorType
 from cp_agents.graph import Fanout
 from cp_agents.prompts.render import load_prompt
-from cp_agents.schema import Completion, UserRecord
+from cp_agents.schema import Completion, Match, UserRecord
 from cp_agents.taxonomy import load_taxonomy
 from tests.chat_models import HttpChatModel, ScriptedChatModel
 from tests.loopback import Answers, LoopbackConfig, LoopbackServer, Reply, cue_block, error_body
@@ -329,7 +329,8 @@ async def test_twenty_records_at_once_are_not_mixed_up(kind: Kind, make: Make) -
         assert all(c.error_type is None for c in completions)
         for evidence in re.findall("<evidence>([^<]+)</evidence>", "".join(c.text for c in completions)):
             quoted += 1
-            assert not kind.quotes or evidence in block(user), "no line of another user"
+            if kind.quotes:
+                assert all(part in block(user) for part in evidence.split("; ")), "no line of another user"
     assert quoted > 0 or not kind.quotes
 
 
@@ -546,8 +547,9 @@ async def test_a_whole_record_through_the_graph(kind: Kind, make: Make, fanout: 
     assert all(sampler and error is None for _, sampler, error in rows)
     if kind.quotes:
         cues = profiler.store.record(1)[1]
-        evidence = [item for attribute in profile for item in profile[attribute].evidence]
-        assert evidence
+        found = [item for attribute in profile for item in profile[attribute].evidence]
+        evidence = [item for item in found if item.match is not Match.UNGROUNDED]
+        assert any(not item.text.isascii() for item in evidence)
         assert all(cues[e.start : e.end] == e.text for e in evidence), "grounded, in any script"
 
 

@@ -282,7 +282,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "missing recording": (lambda u: [u, "--backend", "replay:no.db"], "no recording at no.db"),
     "duplicate tag": (
         lambda u: [u, "--taxonomy", file("t.yaml", f"name: t\n{TWICE}")],
-        "taxonomy t.yaml: attributes.0: ",
+        "taxonomy t.yaml: attribute 'pet': duplicate tag 'Cat'",
     ),
     "no taxonomy": (lambda u: [u, "--taxonomy", "none.yaml"], "no taxonomy file at none.yaml"),
     "tau out of range": (lambda u: [u, "--tau", "age=7"], "--tau age=7"),
@@ -307,8 +307,9 @@ BAD: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_sentence_and_exit_code_2(name: str, users: str) -> None:
-    arguments, sentence = BAD[name]
-    said = run("profile", *([] if "--out" in arguments(users) else ["--out", "p.jsonl"]), *arguments(users))
+    make, sentence = BAD[name]
+    arguments = make(users)
+    said = run("profile", *([] if "--out" in arguments else ["--out", "p.jsonl"]), *arguments)
     assert said.code == 2, (said.out, said.err)
     assert sentence in said.err
     errors = [line for line in said.err.splitlines() if line]

@@ -101,7 +101,9 @@ def test_a_model_without_a_price_is_said_once_and_a_backend_without_a_model_is_n
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert prices_for("langchain:a:b", None, load_prices(write(TOML))) is None
+        listed = load_prices(write(TOML))
+        assert prices_for("langchain:a:b", None, listed) is None
+        assert prices_for("langchain:a:b", None, listed, batch=True) is None
         assert prices_for("lexicon", None, load_prices(write(TOML))) is None
     assert caplog.messages == ["p.toml has no price for langchain:a:b: its cost is not counted"]
 

@@ -1,0 +1,401 @@
+"""Continuous batching: which rows run, what becomes of their tokens, and what happens when memory is short.
+
+One worker thread owns the model. Calls of `submit` from any thread put samples in line; before every step, rows that are
+free are given to waiting samples, and the prompts that this needs are read in batches of similar length.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cp_agents.backends.base import SampleRequest
+from cp_agents.errors import BackendError, CpAgentsError, ErrorType
+from cp_agents.schema import Completion, Usage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from cp_agents.backends.hf_model import ChatModel, Encoded
+    from cp_agents.backends.hf_rows import ReadPrompt
+
+log = logging.getLogger(__name__)
+
+Landed = Callable[[Completion | BackendError], None]
+
+_SIMILAR = 1.25
+"""Prompts are read together if the longest is at most this much longer than the shortest."""
+_CLOSED = "the backend was closed"
+_READ_TOKENS = 8192
+"""Most tokens of prompts, padding included, that are read in one forward pass."""
+
+
+@dataclass(eq=False)
+class Call:
+    """The samples of one request on their way."""
+
+    request: SampleRequest
+    landed: Landed
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Whatever of it still runs ends with the next step, and nothing more lands."""
+        self.cancelled = True
+
+    def land(self, result: Completion | BackendError) -> None:
+        """Hand a result to the caller, unless it has left."""
+        if not self.cancelled:
+            try:
+                self.landed(result)
+            except RuntimeError:  # its event loop is closed
+                self.cancelled = True
+
+
+@dataclass(eq=False)
+class Draw:
+    """One sample."""
+
+    call: Call
+    index: int
+    limit: int
+    """Most tokens of the answer: max_tokens, or what the model's context leaves."""
+    bears_prompt: bool
+    """Whether the prompt's tokens are counted on it."""
+    tokens: list[int] = field(default_factory=list)
+    uniforms: np.random.Generator | None = None
+    usage: Usage = field(default_factory=Usage)
+    has_landed: bool = False
+    started: float = 0.0
+
+    def land(self, completion: Completion) -> None:
+        """Hand the result to the caller, once."""
+        if not self.has_landed:
+            self.has_landed = True
+            self.call.land(completion)
+
+
+@dataclass(eq=False)
+class Line:
+    """The samples that share a prompt: those that wait, and how many run."""
+
+    prompt: Encoded
+    waiting: deque[Draw] = field(default_factory=deque)
+    running: int = 0
+    read: ReadPrompt | None = None
+    counted: bool = False
+    """Whether a sample bears the prompt's tokens as newly read; later ones bear them as cached."""
+
+
+class Engine:
+    """Draws samples from one model. `submit` and `close` may be called from any thread."""
+
+    def __init__(self, load: Callable[[], ChatModel], *, max_rows: int, sampler: str) -> None:
+        self._load = load
+        self._model: ChatModel | None = None
+        self._failed: BackendError | None = None
+        self._most_rows = self._max_rows = max_rows
+        self._sampler = sampler
+        self._lock = threading.Lock()
+        self._worker: ThreadPoolExecutor | None = None
+        self._busy = self._closing = False
+        self._submitted: list[Call] = []
+        self._lines: dict[tuple[int, ...], Line] = {}
+        self._rows: list[tuple[Line, Draw]] = []
+        self._logits: list[Tensor] = []
+
+    def submit(self, request: SampleRequest, landed: Landed) -> Call:
+        """Put the samples of `request` in line. `landed` is called in the worker thread: one completion per index,
+        or a single error that would meet every other call too."""
+        call = Call(request, landed)
+        with self._lock:
+            self._submitted.append(call)
+            if not self._busy:
+                self._busy = True
+                self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="cp-agents-transformers")
+                self._worker.submit(self._run)
+        return call
+
+    def close(self) -> None:
+        """End what runs as cancelled, wait for the worker and free the model. The next `submit` loads it again."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+            self._closing = self._busy
+        if worker is not None:
+            worker.shutdown()
+        self._model = self._failed = None
+
+    # --- in the worker thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        import torch
+
+        with torch.inference_mode():
+            while self._take_calls():
+                model = self._model
+                if model is None:
+                    continue
+                out_of_memory = False
+                try:
+                    self._drop_cancelled(model)
+                    self._admit(model)
+                    self._advance(model)
+                except Exception as error:
+                    out_of_memory = is_out_of_memory(error)
+                    if not out_of_memory:
+                        log.exception("generation failed")
+                        self._fail_all(ErrorType.INTERNAL, f"{type(error).__name__}: {error}")
+                if out_of_memory:  # outside of the handler, whose traceback holds on to the memory
+                    self._retreat(model)
+
+    def _take_calls(self) -> bool:
+        """Bring in what was submitted; False when there is nothing left to do."""
+        with self._lock:
+            calls, self._submitted = self._submitted, []
+            done = self._closing or not (calls or self._lines)
+            if done:
+                self._busy = self._closing = False
+        if done:
+            for call in calls:
+                self._fail(call, call.request.indices, ErrorType.CANCELLED, _CLOSED)
+            self._fail_all(ErrorType.CANCELLED, _CLOSED)
+            return False
+        for call in calls:
+            if not call.cancelled:
+                self._take(call)
+        return True
+
+    def _take(self, call: Call) -> None:
+        request = call.request
+        if self._model is None and self._failed is None:
+            try:
+                self._model = self._load()
+            except CpAgentsError as error:
+                self._failed = BackendError(str(error), ErrorType.NOT_FOUND)
+            except Exception as error:
+                self._failed = BackendError(
+                    f"{self._sampler} could not be loaded ({type(error).__name__}: {error})", ErrorType.NOT_FOUND
+                )
+        if self._model is None:
+            call.land(self._failed or BackendError("no model"))
+            return
+        try:
+            prompt = self._model.encode(request.messages)
+        except BackendError as error:
+            self._fail(call, request.indices, error.error_type, str(error))
+            return
+        room = self._model.context - len(prompt.ids)
+        if room < 1:
+            message = f"the prompt has {len(prompt.ids)} tokens and the model takes {self._model.context}"
+            self._fail(call, request.indices, ErrorType.CONTEXT_LENGTH, message)
+            return
+        line = self._lines.setdefault(prompt.ids, Line(prompt))
+        for position, index in enumerate(request.indices):
+            line.waiting.append(Draw(call, index, min(request.max_tokens, room), position == 0))
+
+    def _drop_cancelled(self, model: ChatModel) -> None:
+        for line in self._lines.values():
+            if any(draw.call.cancelled for draw in line.waiting):
+                line.waiting = deque(draw for draw in line.waiting if not draw.call.cancelled)
+        gone = {i for i, (_, draw) in enumerate(self._rows) if draw.call.cancelled}
+        if gone:
+            self._leave(model, gone)
+        self._forget_done()
+
+    def _admit(self, model: ChatModel) -> None:
+        """Give free rows to waiting samples, the longest waiting first."""
+        if self._rows and not model.rows.joinable:
+            return
+        for line in list(self._lines.values()):
+            if line.read is not None:
+                self._join(model, line)
+        while self._worth_reading(model):
+            lines = self._to_read(model)
+            read = model.rows.read([line.prompt.ids for line in lines], lines[0].prompt.shared)
+            for line, prompt in zip(lines, read, strict=True):
+                line.read = prompt
+            for line in lines:
+                self._join(model, line)
+            if not model.rows.joinable:
+                break
+
+    def _free(self, model: ChatModel) -> int:
+        """How many rows can be added: by their number, and by the memory that they may come to need."""
+        needs = max((line.waiting[0].limit for line in self._lines.values() if line.waiting), default=1)
+        taken = sum(draw.limit for _, draw in self._rows)
+        by_memory = (model.room_tokens - taken) // needs
+        return max(0 if self._rows else 1, min(self._max_rows - len(self._rows), by_memory))
+
+    def _worth_reading(self, model: ChatModel) -> bool:
+        """Whether prompts should be read now. They wait until a quarter of the rows is free, so that they are read
+        in batches, unless fewer rows take all that wait."""
+        waiting = sum(len(line.waiting) for line in self._lines.values() if line.read is None)
+        free = self._free(model)
+        return waiting > 0 and free > 0 and free >= min(waiting, max(1, self._max_rows // 4))
+
+    def _to_read(self, model: ChatModel) -> list[Line]:
+        """The prompt that has waited longest, and others to read with it: same prefix, similar length."""
+        unread = [line for line in self._lines.values() if line.read is None and line.waiting]
+        first = unread[0]
+        free = self._free(model) - len(first.waiting)
+        shortest = longest = first.prompt.own
+        chosen = [first]
+        for line in unread[1:]:
+            short, long = min(shortest, line.prompt.own), max(longest, line.prompt.own)
+            fits = long <= short * _SIMILAR and long * (len(chosen) + 1) <= _READ_TOKENS
+            if free > 0 and fits and line.prompt.head == first.prompt.head:
+                chosen.append(line)
+                shortest, longest, free = short, long, free - len(line.waiting)
+        return chosen
+
+    def _join(self, model: ChatModel, line: Line) -> None:
+        from cp_agents.backends.hf_sampling import uniforms
+
+        prompt = line.read
+        assert prompt is not None, "only prompts that were read are joined"
+        count = min(len(line.waiting), self._free(model))
+        for _ in range(count):
+            draw = line.waiting.popleft()
+            draw.tokens, draw.started = [], time.perf_counter()
+            draw.uniforms = uniforms(draw.call.request.seed + draw.index)
+            if draw.bears_prompt:
+                cached = prompt.tokens if line.counted else prompt.cached
+                draw.usage = Usage(prompt_tokens=prompt.tokens, cached_tokens=cached)
+                line.counted = True
+            self._rows.append((line, draw))
+            self._logits.append(prompt.logits)
+        line.running += count
+        if count:
+            model.rows.add([prompt] * count)
+
+    def _advance(self, model: ChatModel) -> None:
+        """Draw a token of every row, part with those that are complete, and step the others."""
+        import torch
+
+        from cp_agents.backends.hf_sampling import next_uniforms, pick
+
+        if not self._rows:
+            return
+        draws = [draw for _, draw in self._rows]
+        requests = [draw.call.request for draw in draws]
+        tokens = pick(
+            torch.stack(self._logits),
+            [request.temperature for request in requests],
+            [request.top_p for request in requests],
+            next_uniforms([draw.uniforms for draw in draws if draw.uniforms is not None]),
+        )
+        done = set()
+        for i, (token, (line, draw)) in enumerate(zip(tokens, self._rows, strict=True)):
+            draw.tokens.append(token)
+            if self._complete(model, line, draw):
+                done.add(i)
+        if done:
+            self._leave(model, done)
+            tokens = [draw.tokens[-1] for _, draw in self._rows]
+        if self._rows:
+            self._logits = list(model.rows.step(tokens))
+        self._forget_done()
+
+    def _complete(self, model: ChatModel, line: Line, draw: Draw) -> bool:
+        """Land the sample if its newest token has ended it."""
+        reason = "stop"
+        if draw.tokens[-1] in model.ends:
+            text = model.text(draw.tokens[:-1])
+        elif (stopped := model.stop(draw.tokens, thinking=line.prompt.thinking)) is not None:
+            text = stopped
+        elif len(draw.tokens) >= draw.limit:
+            text, reason = model.text(draw.tokens), "length"
+        else:
+            return False
+        completion = Completion(
+            index=draw.index,
+            text=("<think>" if line.prompt.thinking else "") + text,
+            finish_reason=reason,
+            usage=draw.usage.model_copy(update={"completion_tokens": len(draw.tokens)}),
+            latency_s=time.perf_counter() - draw.started,
+            cost_usd=0.0,
+            sampler=self._sampler,
+        )
+        draw.land(completion)
+        return True
+
+    def _leave(self, model: ChatModel, gone: set[int]) -> None:
+        """Part with some rows. The last ones move into their places, so that few have to be copied."""
+        order = closed_up(len(self._rows), gone)
+        for i in gone:
+            self._rows[i][0].running -= 1
+        self._rows = [self._rows[i] for i in order]
+        self._logits = [self._logits[i] for i in order]
+        model.rows.keep(order)
+
+    def _forget_done(self) -> None:
+        for ids in [ids for ids, line in self._lines.items() if not line.waiting]:
+            if not self._lines[ids].running:
+                del self._lines[ids]
+        if self._model is not None and not self._model.rows.joinable and not self._rows:
+            for line in self._lines.values():
+                line.read = None
+
+    def _retreat(self, model: ChatModel) -> None:
+        """Memory is short: start again what ran, with half as many rows; a sample alone that does not fit fails."""
+        import torch
+
+        alone = self._max_rows == 1
+        self._max_rows = max(1, min(self._max_rows, len(self._rows) or self._max_rows) // 2)
+        for line, draw in reversed(self._rows):
+            line.waiting.appendleft(draw)
+        for line in self._lines.values():
+            line.running, line.read, line.counted = 0, None, False
+        self._rows, self._logits = [], []
+        model.rows.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not alone:
+            log.warning("%s: out of memory; going on with %d rows", self._sampler, self._max_rows)
+            return
+        first = next(iter(self._lines))
+        message = "out of memory with a single sample; use a smaller model or a shorter prompt"
+        for draw in self._lines.pop(first).waiting:
+            draw.land(self._failure(draw.index, ErrorType.INTERNAL, message))
+        self._max_rows = self._most_rows
+
+    def _fail_all(self, kind: ErrorType, message: str) -> None:
+        waiting = itertools.chain.from_iterable(line.waiting for line in self._lines.values())
+        for draw in [*waiting, *(draw for _, draw in self._rows)]:
+            draw.land(self._failure(draw.index, kind, message))
+        self._lines.clear()
+        self._rows, self._logits = [], []
+        if self._model is not None:
+            self._model.rows.clear()
+
+    def _fail(self, call: Call, indices: Sequence[int], kind: ErrorType, message: str) -> None:
+        for index in indices:
+            call.land(self._failure(index, kind, message))
+
+    def _failure(self, index: int, kind: ErrorType, message: str) -> Completion:
+        return Completion(index=index, sampler=self._sampler, error_type=kind, error_message=message)
+
+
+def closed_up(count: int, gone: set[int]) -> list[int]:
+    """Which of `count` rows stands where once those in `gone` have left: the last rows fill the gaps."""
+    kept = count - len(gone)
+    movers = iter(i for i in range(kept, count) if i not in gone)
+    return [next(movers) if i in gone else i for i in range(kept)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, on whichever device."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    )
