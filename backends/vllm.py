@@ -1,7 +1,8 @@
-"""`vllm:MODEL_OR_PATH[+ADAPTER]`: vLLM's engine inside this program, all records in one continuous batch.
+"""`vllm:MODEL[+ADAPTER]`: vLLM's engine inside this program, all records in one continuous batch.
 
-The engine starts with the first sample: what is stored already needs no model. It lives on the background event
-loop, so that callers may come and go with loops of their own.
+MODEL is a folder of weights or a hub name ORG/NAME that is in the local model cache, ADAPTER a folder in PEFT's
+format, as for `transformers`. The engine starts with the first sample: what is stored already needs no model. It
+lives on the background event loop, so that callers may come and go with loops of their own.
 """
 
 from __future__ import annotations
@@ -12,20 +13,17 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import cached_property
-from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.backends.chat import successive
+from cp_agents.backends.hf_files import find_model
 from cp_agents.backends.limits import Budget, Limits
 from cp_agents.backends.tag_logprobs import TagToken, scored
 from cp_agents.backends.usage import Prices
-from cp_agents.backends.vllm_engine import OF_THE_MACHINE, Engine, Setup, read_failure
+from cp_agents.backends.vllm_engine import OF_THE_MACHINE, TEMPLATE, Engine, read_failure
 from cp_agents.backends.vllm_options import digest, read_options, split_options
-from cp_agents.backends.weights import adapter_folder, fingerprint, split_adapter
 from cp_agents.background import background_loop
 from cp_agents.errors import BackendError, ErrorType, InputError, MissingExtraError
 from cp_agents.schema import Completion, Usage
@@ -40,11 +38,11 @@ T = TypeVar("T")
 class VllmBackend:
     """Draws samples from vLLM.
 
-    `model` is a folder or a name that vLLM can fetch, `adapter` the folder of a LoRA adapter in PEFT's format. Of
-    `options`, `structured` (regex, grammar or none) and `logprobs` (alternatives to each token of a tag, 0 to 20)
+    Of `options`, `structured` (regex, grammar or none) and `logprobs` (alternatives to each token of a tag, 0 to 20)
     are ours, `chat_template_kwargs` goes to the model's chat template, and the rest are vLLM's sampling parameters
-    (`top_k`, ...) and engine arguments (`max_model_len`, ...) by their names. `prices` in USD per million tokens.
-    Raises `MissingExtraError` without vLLM, and `InputError` for folders and options that cannot be.
+    (`top_k`, ...) and engine arguments (`max_model_len`, ...) by their names. `hub` is the base URL of a model hub,
+    without which no network is touched; `prices` are in USD per million tokens. Raises `MissingExtraError` without
+    vLLM, and `InputError` for a model that is not there or has no chat template, and for options that cannot be.
     """
 
     def __init__(
@@ -52,48 +50,43 @@ class VllmBackend:
         model: str,
         taxonomy: Taxonomy,
         *,
-        adapter: str = "",
         options: Mapping[str, Any] | None = None,
+        hub: str | None = None,
         budget: Budget | None = None,
         prices: Prices | None = None,
     ) -> None:
         if find_spec("vllm") is None:
             raise MissingExtraError("the vllm backend", "vllm")
         if not model.strip():
-            raise InputError("the vllm backend needs a model, a folder or a name, as in vllm:MODEL")
+            raise InputError("the vllm backend needs a model, as in vllm:MODEL or vllm:MODEL+ADAPTER")
         if budget is not None and budget.max_usd is not None and prices is None:
             raise InputError("a budget in USD needs prices (USD per million prompt and completion tokens)")
         self._taxonomy = taxonomy
         self._options = read_options(options or {}, taxonomy)
-        self._adapter = adapter_folder(adapter) if adapter else None
-        local = Path(model).expanduser()
-        self._folder = local.resolve() if local.exists() else None
-        revision = None
-        if self._folder is None:
-            self._commit = revision = _commit(model, self._options.others.get("revision"))
-        elif self._folder.is_dir() and not (self._folder / "config.json").is_file():
-            raise InputError(f"{model} is no model folder: it has no config.json")
-        self._name = model if self._folder is None else self._folder.name
-        self._engine = Engine(
-            Setup(str(self._folder or model), self._adapter, self._options.others, revision)
-        )
+        files = find_model(model, hub)
+        if files.gguf is not None:
+            raise InputError(
+                f"{model} is a GGUF file, which vLLM does not serve well: save it as safetensors"
+            )
+        if not files.has_chat_template() and "chat_template" not in self._options.others.get(TEMPLATE, {}):
+            raise InputError(
+                f"{model} has no chat template, so it cannot be asked: use a chat or instruct model"
+            )
+        bearing = {name: value for name, value in self._options.others.items() if name not in OF_THE_MACHINE}
+        revision = digest(files.revision(), self._options.structured_outputs, bearing)
+        self._identity = Identity("vllm", model, revision=revision)
+        self._engine = Engine(files, self._options.others)
         self._limits = Limits(budget=budget)
         self._prices = prices
 
     def __repr__(self) -> str:
-        return f"VllmBackend({self._name!r})"
+        return f"VllmBackend({self._identity.model!r})"
 
-    @cached_property
+    @property
     def identity(self) -> Identity:
-        """Names of model and adapter; the revision covers their contents and the options that bear on answers."""
-        others = {k: v for k, v in self._options.others.items() if k not in OF_THE_MACHINE}
-        parts: list[object] = [self._commit if self._folder is None else fingerprint(self._folder)]
-        names = [self._name]
-        if self._adapter is not None:
-            parts.append(fingerprint(self._adapter))
-            names.append(self._adapter.name)
-        revision = digest(*parts, self._options.structured_outputs, others)
-        return Identity("vllm", "+".join(names), revision=revision)
+        """The model as it was named; the revision hashes its files, the adapter's, and the options that bear on what
+        is answered."""
+        return self._identity
 
     @property
     def capabilities(self) -> Capabilities:
@@ -248,26 +241,14 @@ class _Landing:
             self.scored.append(TagToken(chosen.decoded_token or "", chosen.logprob, top))
 
 
-def _commit(model: str, revision: str | None) -> str:
-    """The commit that a model's name stands for today: the weights are then fetched from it and from no other."""
-    try:
-        found = import_module("huggingface_hub").hf_hub_download(model, "config.json", revision=revision)
-    except Exception as error:
-        raise InputError(
-            f"there is no folder {model}, and a model of that name could not be fetched ({type(error).__name__})"
-        ) from error
-    return Path(found).parent.name
-
-
 def from_spec(rest: str, options: BackendOptions) -> VllmBackend:
-    """`vllm:MODEL_OR_PATH[+ADAPTER][?name=value&...]`; `extra` holds further options."""
-    spec, own = split_options(rest)
-    model, adapter = split_adapter(spec)
+    """`vllm:MODEL[+ADAPTER][?name=value&...]`; `options.extra` may hold further options, `base_url` is a model hub's."""
+    model, own = split_options(rest)
     return VllmBackend(
         model,
         options.taxonomy,
-        adapter=adapter,
         options={**options.extra, **own},
+        hub=options.base_url,
         budget=options.budget,
-        prices=options.prices_of(f"vllm:{spec}"),
+        prices=options.prices_of(f"vllm:{model}"),
     )

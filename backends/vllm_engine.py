@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import json
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cp_agents.backends.weights import adapter_rank, fingerprint
+from cp_agents.backends.hf_files import ModelFiles
 from cp_agents.errors import BackendError, ErrorType
 from cp_agents.schema import Message
 
@@ -48,18 +49,6 @@ _MEMORY = re.compile(
 _TOO_LONG = re.compile(r"context length|longer than the maximum|max_model_len", re.IGNORECASE)
 
 
-class Setup(NamedTuple):
-    """What an engine is to serve."""
-
-    model: str
-    """A folder, a file, or a name that vLLM can fetch."""
-    adapter: Path | None
-    options: Mapping[str, Any]
-    """vLLM's engine arguments and sampling parameters by their names, and `chat_template_kwargs`."""
-    revision: str | None = None
-    """Of a model that is fetched."""
-
-
 class Running(NamedTuple):
     """A started engine."""
 
@@ -72,10 +61,14 @@ class Running(NamedTuple):
 
 
 class Engine:
-    """Starts once, when it is first needed; a failure to start is remembered and raised to everybody."""
+    """Starts once, when it is first needed; a failure to start is remembered and raised to everybody.
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    `options` are vLLM's engine arguments and sampling parameters by their names, and `chat_template_kwargs`.
+    """
+
+    def __init__(self, files: ModelFiles, options: Mapping[str, Any]) -> None:
+        self._files = files
+        self._options = options
         self._starting: asyncio.Task[Running] | None = None
 
     async def running(self) -> Running:
@@ -97,7 +90,7 @@ class Engine:
     async def tokens(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, through the model's own chat template."""
         running = await self.running()
-        template = self._setup.options.get(TEMPLATE) or {}
+        template = self._options.get(TEMPLATE) or {}
         text = running.tokenizer.apply_chat_template(
             [message.as_dict() for message in messages],
             tokenize=False,
@@ -148,22 +141,22 @@ class Engine:
         args_class = import_module("vllm.engine.arg_utils").AsyncEngineArgs
         sampling_class = import_module("vllm.sampling_params").SamplingParams
         known = {field.name for field in dataclasses.fields(args_class)}
-        arguments, sampling = sort_out(self._setup.options, known, set(sampling_class.__struct_fields__))
+        arguments, sampling = sort_out(self._options, known, set(sampling_class.__struct_fields__))
         sampling_class(**sampling)  # what cannot be is said before minutes are spent on the weights
         lora = None
-        if (adapter := self._setup.adapter) is not None:
+        if (adapter := self._files.adapter) is not None:
             rank = adapter_rank(adapter)
             arguments = {
                 "enable_lora": True,
                 "max_loras": 1,
                 "max_lora_rank": next((r for r in _LORA_RANKS if r >= rank), rank),
             } | arguments
-            # vLLM's prefix cache knows adapters by name, so the name says what is in it.
-            name = f"{adapter.name}-{fingerprint(adapter)}"
-            lora = import_module("vllm.lora.request").LoRARequest(name, 1, str(adapter))
-        if self._setup.revision is not None:
-            arguments["revision"] = self._setup.revision
-        fixed = {"model": self._setup.model, "stream_interval": _AT_THE_END}
+            lora = import_module("vllm.lora.request").LoRARequest(adapter.name, 1, str(adapter.resolve()))
+        fixed = {
+            "model": str(self._files.folder.resolve()),
+            "tokenizer": str(self._files.tokenizer_folder.resolve()),
+            "stream_interval": _AT_THE_END,
+        }
         args = args_class(**({"enable_prefix_caching": True} | arguments | fixed))
         llm = import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(args)
         return Running(llm, llm.get_tokenizer(), llm.model_config.max_model_len, sampling, lora)
@@ -186,6 +179,15 @@ def sort_out(
     )
 
 
+def adapter_rank(folder: Path) -> int:
+    """The largest LoRA rank in a PEFT adapter. Raises `BackendError` where it does not say."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return max(int(config["r"]), *map(int, (config.get("rank_pattern") or {"": 0}).values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BackendError(f"the adapter {folder.name} does not say its rank (r)", CANNOT_SERVE) from None
+
+
 def read_failure(error: Exception) -> tuple[ErrorType, str]:
     """What a failed request was about. Messages of vLLM's own are quoted: prompts reach it as numbers."""
     name, said = type(error).__name__, " ".join(str(error).split())[:200]
@@ -199,12 +201,12 @@ def read_failure(error: Exception) -> tuple[ErrorType, str]:
     return ErrorType.INTERNAL, f"vLLM failed in an unforeseen way ({name}: {said})"
 
 
-def _why_not_started(model: str, error: Exception) -> str:
+def _why_not_started(error: Exception) -> str:
     said = " ".join(str(error).split())[:200]
     links = [error, error.__cause__, error.__context__]
     if any(isinstance(link, MemoryError) or _MEMORY.search(str(link)) for link in links if link is not None):
         return (
-            f"vLLM has not enough memory for {model} ({said}): a smaller max_model_len or max_num_seqs, or another "
+            f"vLLM has not enough memory for the model ({said}): a smaller max_model_len or max_num_seqs, or another "
             "gpu_memory_utilization (on CPU: VLLM_CPU_KVCACHE_SPACE, in GiB) may help"
         )
-    return f"vLLM could not start with {model} ({type(error).__name__}: {said}); its log says more"
+    return f"vLLM could not start ({type(error).__name__}: {said}): its log says why"

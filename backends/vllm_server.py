@@ -12,17 +12,18 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from cp_agents.backends.base import Capabilities
 from cp_agents.backends.endpoint import public_url
+from cp_agents.backends.hf_files import ModelFiles
 from cp_agents.backends.limits import Budget
 from cp_agents.backends.openai import OpenAIBackend
 from cp_agents.backends.usage import Prices
 from cp_agents.backends.vllm_options import digest, read_options, split_options
-from cp_agents.backends.weights import adapter_folder, fingerprint, split_adapter
 from cp_agents.errors import BackendError, ErrorType, InputError
 from cp_agents.taxonomy import Taxonomy
 
@@ -230,9 +231,11 @@ class VllmServerBackend(OpenAIBackend):
         raise InputError(f"the vLLM server at {self.server.url} has no model {model!r}: it has {names}")
 
     def _loaded(self, path: str) -> ServedModel:
-        folder = adapter_folder(path)
-        # The server's prefix cache and ours know an adapter by its name: other weights, another name.
-        name = f"{folder.name}-{fingerprint(folder)}"
+        folder = Path(path).expanduser().resolve()
+        if not (folder / "adapter_config.json").is_file():
+            raise InputError(f"no adapter {path!r}: expected a folder with an adapter_config.json")
+        # The server's prefix cache, and ours of answers, know an adapter by its name: other weights, another name.
+        name = f"{folder.name}-{ModelFiles(folder).revision()}"
         if name not in (one.name for one in self.server.models()):
             self.server.load_adapter(name, str(folder))
         return self._named(name)
@@ -263,7 +266,7 @@ def from_spec(rest: str, options: BackendOptions) -> VllmServerBackend:
     """`vllm-server:URL[?name=value&...][#MODEL[+ADAPTER]]`; the base URL may also come in `options.base_url`."""
     spec, own = split_options(rest)
     url, _, name = spec.partition("#")
-    model, adapter = split_adapter(name)
+    model, _, adapter = name.partition("+")
     if not (url := url or options.base_url or ""):
         raise InputError("vllm-server needs the server's URL, as in vllm-server:http://127.0.0.1:8000")
     return VllmServerBackend(

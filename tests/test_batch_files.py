@@ -197,7 +197,7 @@ def test_a_prompt_that_has_changed_is_noticed() -> None:
     system = Path("mine/system.md")
     before = system.read_text()
     system.write_text(before + "\nBe brief.\n")
-    with pytest.raises(InputError, match="run r was written with prompt [0-9a-f]{12}, and mine is now"):
+    with pytest.raises(InputError, match=r"run r was written with prompt [0-9a-f]{12}, and mine is now"):
         read_results(store, [write(rows)])
     system.write_text(before)
     assert read_results(store, [write(rows)])[0].done == 1
@@ -209,7 +209,7 @@ async def test_what_cannot_be() -> None:
     with pytest.raises(InputError, match=r"no file at nowhere\.jsonl"):
         read_results(store, ["nowhere.jsonl"])
     with pytest.raises(
-        InputError, match="results.jsonl: no line answers a request that was written from the store"
+        InputError, match=r"results\.jsonl: no line answers a request that was written from the store"
     ):
         read_results(TraceStore(), [write(rows)])
     p = Profiler(FileBackend("m"), store, samples=2)

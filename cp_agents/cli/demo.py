@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,7 @@ def demo(
         f"{len(profiles)} users, {report.meter.samples + report.meter.reused} samples, {report.seconds:.1f} s."
         " Confidence is on the S/M scale: a dozen users are too few to calibrate on.\n"
         f"store:    {folder / 'traces.db'}\nprofiles: {folder / 'profiles.jsonl'}\nreport:   {folder / 'report.html'}\n"
-        "next:     cp-agents profile YOUR.jsonl --backend openai:MODEL --out profiles.jsonl",
+        f"next:     {sys.argv[0]} profile YOUR.jsonl --backend openai:MODEL --out profiles.jsonl",
         highlight=False,
         soft_wrap=True,
     )
