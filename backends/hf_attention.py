@@ -81,7 +81,9 @@ class Prefill:
         longest = max(lengths)
         if behind is not None:
             before = behind.keys[0].shape[2]
-            self._mask = torch.ones(longest, before + longest, dtype=torch.bool, device=like.device).tril(before)
+            self._mask = torch.ones(longest, before + longest, dtype=torch.bool, device=like.device).tril(
+                before
+            )
         self.read = Segment([], [], _hidden(lengths, longest, like))
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -104,7 +106,9 @@ class Prefill:
 class Reading:
     """Which rows read a segment. `rows[i]` are the rows that read its sequence i; each row reads at most one."""
 
-    def __init__(self, segment: Segment, rows: Sequence[Sequence[int]], total: int, device: torch.device) -> None:
+    def __init__(
+        self, segment: Segment, rows: Sequence[Sequence[int]], total: int, device: torch.device
+    ) -> None:
         self.segment = segment
         self._shape = (len(rows), max(map(len, rows)))
         flat = [row for sequence in rows for row in sequence]
@@ -233,6 +237,12 @@ def _partial(
             query, key, value, 0.0, False, attn_mask=hidden, scale=scale
         )
         return out, weight
+    return _plain_partial(query, key, value, hidden, scale)
+
+
+def _plain_partial(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
     scores = (query @ key.transpose(-1, -2)).float().mul_(scale)
     if hidden is not None:
         scores += hidden

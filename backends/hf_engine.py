@@ -1,7 +1,7 @@
 """Continuous batching: which rows run, what becomes of their tokens, and what happens when memory is short.
 
-One worker thread owns the model. Calls of `submit` from any thread put samples in line; before every step, rows that are
-free are given to waiting samples, and the prompts that this needs are read in batches of similar length.
+One worker thread owns the model. Calls of `submit` from any thread put samples in line; before every step, free rows
+are given to waiting samples, and the prompts that this needs are read in batches of similar length.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ class Engine:
             self._submitted.append(call)
             if not self._busy:
                 self._busy = True
-                self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="cp-agents-transformers")
+                self._worker = self._worker or ThreadPoolExecutor(
+                    1, thread_name_prefix="cp-agents-transformers"
+                )
                 self._worker.submit(self._run)
         return call
 
@@ -127,10 +129,12 @@ class Engine:
         """End what runs as cancelled, wait for the worker and free the model. The next `submit` loads it again."""
         with self._lock:
             worker, self._worker = self._worker, None
-            self._closing = self._busy
+            if self._busy:
+                self._closing = True
+            else:
+                self._model = self._failed = None
         if worker is not None:
             worker.shutdown()
-        self._model = self._failed = None
 
     # --- in the worker thread -----------------------------------------------------------------------------
 
@@ -159,14 +163,16 @@ class Engine:
         """Bring in what was submitted; False when there is nothing left to do."""
         with self._lock:
             calls, self._submitted = self._submitted, []
-            done = self._closing or not (calls or self._lines)
-            if done:
-                self._busy = self._closing = False
-        if done:
+            closing, self._closing = self._closing, False
+            if not (closing or calls or self._lines):
+                self._busy = False
+                return False
+        if closing:
             for call in calls:
                 self._fail(call, call.request.indices, ErrorType.CANCELLED, _CLOSED)
             self._fail_all(ErrorType.CANCELLED, _CLOSED)
-            return False
+            self._model = self._failed = None
+            return True
         for call in calls:
             if not call.cancelled:
                 self._take(call)
@@ -181,15 +187,17 @@ class Engine:
                 self._failed = BackendError(str(error), ErrorType.NOT_FOUND)
             except Exception as error:
                 self._failed = BackendError(
-                    f"{self._sampler} could not be loaded ({type(error).__name__}: {error})", ErrorType.NOT_FOUND
+                    f"{self._sampler} could not be loaded ({type(error).__name__}: {error})",
+                    ErrorType.NOT_FOUND,
                 )
         if self._model is None:
             call.land(self._failed or BackendError("no model"))
             return
         try:
             prompt = self._model.encode(request.messages)
-        except BackendError as error:
-            self._fail(call, request.indices, error.error_type, str(error))
+        except Exception as error:  # a chat template is a program
+            kind = error.error_type if isinstance(error, BackendError) else ErrorType.INTERNAL
+            self._fail(call, request.indices, kind, f"the prompt could not be encoded: {error}")
             return
         room = self._model.context - len(prompt.ids)
         if room < 1:
@@ -238,7 +246,7 @@ class Engine:
         in batches, unless fewer rows take all that wait."""
         waiting = sum(len(line.waiting) for line in self._lines.values() if line.read is None)
         free = self._free(model)
-        return waiting > 0 and free > 0 and free >= min(waiting, max(1, self._max_rows // 4))
+        return 0 < min(waiting, (len(self._rows) + free) // 4 or 1) <= free
 
     def _to_read(self, model: ChatModel) -> list[Line]:
         """The prompt that has waited longest, and others to read with it: same prefix, similar length."""

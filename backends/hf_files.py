@@ -77,7 +77,9 @@ def find_model(spec: str, hub: str | None = None) -> ModelFiles:
     if not model:
         model, adapter = spec, ""
     if not model.strip() or spec.endswith("+"):
-        raise InputError("the transformers backend needs a model, as in transformers:smollm2 or transformers:MODEL+ADAPTER")
+        raise InputError(
+            "the transformers backend needs a model, as in transformers:smollm2 or MODEL+ADAPTER"
+        )
     folder, gguf = _find_base(model, hub)
     if not adapter:
         return ModelFiles(folder, gguf)
@@ -102,7 +104,9 @@ def _find_base(model: str, hub: str | None) -> tuple[Path, str | None]:
     else:
         found = _find_folder(model, hub)
         if found is None:
-            hint = "; a base URL of a model hub would let it be fetched" if hub is None and "/" in model else ""
+            hint = (
+                "; a base URL of a model hub would let it be fetched" if hub is None and "/" in model else ""
+            )
             raise InputError(
                 f"no model {model!r}: expected a folder of weights, a .gguf file, {' or '.join(PACKAGED)}, or a hub "
                 f"name whose model is in the local cache{hint}"

@@ -50,11 +50,14 @@ class ChatModel:
         import transformers
 
         with _quiet():
-            gguf = {"gguf_file": files.gguf} if files.gguf else {}
-            of_tokenizer = gguf if files.tokenizer_folder == files.folder else {}
+            gguf: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
+            of_tokenizer = dict(gguf) if files.tokenizer_folder == files.folder else {}
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 files.tokenizer_folder, local_files_only=True, **of_tokenizer
             )
+            if gguf and hasattr(transformers, "GgufConfig"):
+                # Packed weights save memory and cost the speed of every batch; and adapters need dense ones.
+                gguf["quantization_config"] = transformers.GgufConfig(dequantize=True)
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 files.folder, dtype=getattr(torch, dtype), local_files_only=True, **gguf
             )
@@ -73,7 +76,9 @@ class ChatModel:
         """Tokens that end an answer."""
         vocabulary = self._tokenizer.convert_ids_to_tokens(list(range(len(self._tokenizer))))
         self.stop = Stop(stop, [piece or "" for piece in vocabulary], self.text)
-        self.encode = lru_cache(maxsize=256)(self._encode)  # a record's samples may come in requests of their own
+        self.encode = lru_cache(maxsize=256)(
+            self._encode
+        )  # a record's samples may come in requests of their own
         self._head = lru_cache(maxsize=8)(self._encode_head)
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -88,7 +93,9 @@ class ChatModel:
         text = self._render(messages)
         ids = self._ids(text)
         head = self._head(messages[:-1], messages[-1].role)
-        shared = next((i for i, (a, b) in enumerate(zip(ids, head, strict=False)) if a != b), min(len(ids), len(head)))
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(ids, head, strict=False)) if a != b), min(len(ids), len(head))
+        )
         shared = min(shared, len(ids) - 1)
         thinking = text.rstrip().endswith("<think>")
         return Encoded(ids, shared if shared >= _WORTH_SHARING else 0, thinking)
@@ -104,7 +111,7 @@ class ChatModel:
                 [message.as_dict() for message in messages], tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
-            message = f"the model's chat template refuses the prompt ({error})"
+            message = f"the model's chat template refuses it ({error})"
             raise BackendError(message, ErrorType.BAD_REQUEST) from None
         return text
 
@@ -174,5 +181,3 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             said.enable_progress_bar()
-
-

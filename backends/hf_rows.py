@@ -174,7 +174,11 @@ class SharedRows:
         return reading.read, logits[list(range(len(prompts))), at]
 
     def _call(
-        self, ids: list[list[int]], positions: list[list[int]], attention: Prefill | Step, keep: Tensor | int = 0
+        self,
+        ids: list[list[int]],
+        positions: list[list[int]],
+        attention: Prefill | Step,
+        keep: Tensor | int = 0,
     ) -> Tensor:
         device = self._like.device
         logits: Tensor = self._model(

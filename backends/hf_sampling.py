@@ -50,7 +50,9 @@ def _from_all(probabilities: Tensor, _: Tensor, where: Tensor) -> Tensor:
 def _from_nucleus(probabilities: Tensor, mass: Tensor, where: Tensor) -> Tensor:
     size = min(_NUCLEUS, probabilities.shape[-1])
     top, tokens = probabilities.topk(size, dim=-1)
-    short = top.sum(dim=-1) < mass if size < probabilities.shape[-1] else torch.zeros_like(mass, dtype=torch.bool)
+    short = (
+        top.sum(dim=-1) < mass if size < probabilities.shape[-1] else torch.zeros_like(mass, dtype=torch.bool)
+    )
     picked = _from_ranked(top, tokens, mass, where)
     if short.any():
         ranked, order = probabilities[short].sort(dim=-1, descending=True)

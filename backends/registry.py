@@ -66,6 +66,7 @@ _BUILT_IN: dict[str, str] = {
     "lexicon": "cp_agents.backends.lexicon:from_spec",
     "openai": "cp_agents.backends.openai:from_spec",
     "replay": "cp_agents.backends.replay:from_spec",
+    "transformers": "cp_agents.backends.transformers:from_spec",
     "vllm": "cp_agents.backends.vllm:from_spec",
     "vllm-server": "cp_agents.backends.vllm_server:from_spec",
 }

@@ -129,7 +129,9 @@ def from_spec(rest: str, options: BackendOptions) -> TransformersBackend:
     """
     known = {"device", "dtype", "max_rows"}
     if unknown := sorted(set(options.extra) - known):
-        raise InputError(f"the transformers backend takes {', '.join(sorted(known))}, found {', '.join(unknown)}")
+        raise InputError(
+            f"the transformers backend takes {', '.join(sorted(known))}, found {', '.join(unknown)}"
+        )
     return TransformersBackend(
         rest, stop=f"</{options.taxonomy.names[-1]}>", hub=options.base_url, **options.extra
     )

@@ -39,7 +39,8 @@ class VllmBackend:
     """Draws samples from vLLM.
 
     Of `options`, `structured` (regex, grammar or none) and `logprobs` (alternatives to each token of a tag, 0 to 20)
-    are ours, `chat_template_kwargs` goes to the model's chat template, and the rest are vLLM's sampling parameters
+    are ours, as is `seeds` (whether samples have one; by default except on a CPU with chunked prefill, where vLLM
+    dies of them); `chat_template_kwargs` goes to the model's chat template, and the rest are vLLM's sampling parameters
     (`top_k`, ...) and engine arguments (`max_model_len`, ...) by their names. `hub` is the base URL of a model hub,
     without which no network is touched; `prices` are in USD per million tokens. Raises `MissingExtraError` without
     vLLM, and `InputError` for a model that is not there or has no chat template, and for options that cannot be.
@@ -90,8 +91,8 @@ class VllmBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Every sample has its seed, but rounding depends on what else is in the batch: the same seed is sure to give
-        the same sample only where vLLM computes batch-invariantly (VLLM_BATCH_INVARIANT=1)."""
+        """Samples have seeds where vLLM bears them, but rounding depends on what else is in the batch: the same seed is
+        sure to give the same sample only where vLLM computes batch-invariantly (VLLM_BATCH_INVARIANT=1)."""
         return Capabilities(n=True, seed=os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1")
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
@@ -136,6 +137,7 @@ class VllmBackend:
     async def _draw(self, request: SampleRequest, put: Callable[[Completion], None]) -> None:
         await self._limits.admit()
         running = await self._engine.running()
+        seeds = running.takes_seeds if self._options.seeds is None else self._options.seeds
         ids = await self._engine.tokens(request.messages)
         if len(ids) >= running.max_model_len:
             message = (
@@ -147,14 +149,20 @@ class VllmBackend:
         # vLLM draws the most probable tokens once only.
         runs = successive(request.indices, 1 if request.temperature == 0 else None)
         ended = await asyncio.gather(
-            *(self._call(ids, request, run, put) for run in runs), return_exceptions=True
+            *(self._call(ids, request, run, put, seeds=seeds) for run in runs), return_exceptions=True
         )
         for error in ended:
             if error is not None:
                 raise error
 
     async def _call(
-        self, ids: list[int], request: SampleRequest, run: range, put: Callable[[Completion], None]
+        self,
+        ids: list[int],
+        request: SampleRequest,
+        run: range,
+        put: Callable[[Completion], None],
+        *,
+        seeds: bool,
     ) -> None:
         """The samples of `run`, whose prompt is computed once: choice j of a request has the seed `seed + j`."""
         started = time.perf_counter()
@@ -165,7 +173,7 @@ class VllmBackend:
                 ids,
                 self._options.structured_outputs,
                 n=len(run),
-                seed=request.seed + run.start,
+                seed=request.seed + run.start if seeds else None,
                 temperature=request.temperature,
                 top_p=request.top_p,
                 max_tokens=request.max_tokens,
@@ -242,7 +250,7 @@ class _Landing:
 
 
 def from_spec(rest: str, options: BackendOptions) -> VllmBackend:
-    """`vllm:MODEL[+ADAPTER][?name=value&...]`; `options.extra` may hold further options, `base_url` is a model hub's."""
+    """`vllm:MODEL[+ADAPTER][?name=value&...]`; `options.extra` may hold further options, `base_url` a model hub."""
     model, own = split_options(rest)
     return VllmBackend(
         model,

@@ -58,6 +58,9 @@ class Running(NamedTuple):
     max_model_len: int
     sampling: dict[str, Any]
     lora: Any
+    takes_seeds: bool
+    """False on a CPU with chunked prefill: rewinding a seeded generator, for a prompt that does not fit into a step, is
+    made for GPUs and kills the engine."""
 
 
 class Engine:
@@ -119,18 +122,12 @@ class Engine:
 
     async def _start(self) -> Running:
         started = time.perf_counter()
-        log.info("starting vLLM with %s", Path(self._setup.model).name)
         try:
             running = await asyncio.to_thread(self._make)
         except BackendError:
             raise
         except Exception as error:
-            raise BackendError(_why_not_started(self._setup.model, error), CANNOT_SERVE) from error
-        if running.tokenizer.chat_template is None:
-            await asyncio.to_thread(running.llm.shutdown, timeout=_SHUTDOWN_S)
-            raise BackendError(
-                f"{self._setup.model} has no chat template: it is not a chat model", CANNOT_SERVE
-            )
+            raise BackendError(_why_not_started(error), CANNOT_SERVE) from error
         log.info("vLLM was ready after %.0f s", time.perf_counter() - started)
         return running
 
@@ -159,7 +156,10 @@ class Engine:
         }
         args = args_class(**({"enable_prefix_caching": True} | arguments | fixed))
         llm = import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(args)
-        return Running(llm, llm.get_tokenizer(), llm.model_config.max_model_len, sampling, lora)
+        on_cpu = import_module("vllm.platforms").current_platform.is_cpu()
+        chunked = llm.vllm_config.scheduler_config.enable_chunked_prefill
+        tokenizer, longest = llm.get_tokenizer(), llm.model_config.max_model_len
+        return Running(llm, tokenizer, longest, sampling, lora, takes_seeds=not (on_cpu and chunked))
 
 
 def sort_out(

@@ -31,6 +31,8 @@ class VllmOptions(NamedTuple):
     """What vLLM calls so: `{"regex": ...}`, `{"grammar": ...}` or empty."""
     logprobs: int
     """How many alternatives to each token of a tag; 0 for no probabilities at all."""
+    seeds: bool | None
+    """Whether samples are drawn with seeds; None to leave it to the backend."""
     others: dict[str, Any]
 
 
@@ -54,9 +56,11 @@ def read_options(options: Mapping[str, Any], taxonomy: Taxonomy) -> VllmOptions:
     """Check options. Raises `InputError` for what the run sets itself and for what vLLM no longer knows."""
     others = dict(options)
     structured = others.pop("structured", "none")
-    logprobs = others.pop("logprobs", 0)
+    logprobs, seeds = others.pop("logprobs", 0), others.pop("seeds", None)
     if isinstance(logprobs, bool) or not isinstance(logprobs, int) or not 0 <= logprobs <= 20:
         raise InputError(f"logprobs should be a number from 0 to 20, found {logprobs!r}")
+    if seeds is not None and not isinstance(seeds, bool):
+        raise InputError(f"seeds should be true or false, found {seeds!r}")
     if taken := sorted(OF_THE_RUN & others.keys()):
         raise InputError(f"{', '.join(taken)} cannot be set here: the run's own settings say so")
     if old := sorted(name for name in others if name.startswith("guided_")):
@@ -64,7 +68,7 @@ def read_options(options: Mapping[str, Any], taxonomy: Taxonomy) -> VllmOptions:
     given = others.pop("structured_outputs", None)
     if given is not None and structured != "none":
         raise InputError("structured and structured_outputs cannot be given together")
-    return VllmOptions(dict(given or constraint(str(structured), taxonomy)), logprobs, others)
+    return VllmOptions(dict(given or constraint(str(structured), taxonomy)), logprobs, seeds, others)
 
 
 def digest(*parts: object) -> str:

@@ -153,8 +153,8 @@ class VllmServerBackend(OpenAIBackend):
     """Draws samples from a vLLM server.
 
     Without `model` it is the server's own; `adapter` is a folder that the server sees under the same path: it is
-    loaded, under a name that holds its fingerprint, unless it is there already. Of `options`, `structured` and
-    `logprobs` are as for `VllmBackend`, `wait` is how many seconds the server may take to be ready, `revision` a
+    loaded, under a name that holds its fingerprint, unless it is there already. Of `options`, `structured`,
+    `logprobs` and `seeds` are as for `VllmBackend` (seeds are sent unless they are false), `wait` is how many seconds the server may take to be ready, `revision` a
     word of yours that tells other weights under the same name apart, and the rest go into the body of every request
     (`top_k`, `chat_template_kwargs`, ...). Blocks until the server is ready. Raises `InputError` if it is not, or
     has no such model.
@@ -185,6 +185,8 @@ class VllmServerBackend(OpenAIBackend):
         if chosen.structured_outputs:
             self._check_version()
             extra["structured_outputs"] = chosen.structured_outputs
+        if chosen.seeds is False:
+            extra["seed"] = None
         if chosen.logprobs:
             extra |= {"logprobs": True, "top_logprobs": chosen.logprobs}
         served = self._loaded(adapter) if adapter else self._named(model)

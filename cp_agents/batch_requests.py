@@ -58,11 +58,12 @@ def missing_samples(
         request = sampling.pending(ctx, record_id)
         if request is None:
             continue
+        canonical = request.canonical() if record_id in awaited else ""
         asked = {
             index
             for waiting in awaited.get(record_id, ())
             # Another id: the record has changed since, and the answers will not be about it.
-            if custom_id(ctx, record_id, request, waiting.indices) == waiting.custom_id
+            if custom_id(ctx, record_id, canonical, waiting.indices) == waiting.custom_id
             for index in waiting.indices
         }
         left = tuple(index for index in request.indices if index not in asked)
@@ -75,18 +76,19 @@ def request_lines(
 ) -> Iterator[tuple[BatchRequest, bytes]]:
     """Requests with their lines: one a sample or, where the endpoint draws several, one a record."""
     for record_id, request in missing:
-        prompt = Prompt(request)
+        prompt, canonical = Prompt(request), request.canonical()
         for run in successive(request.indices, None if n else 1):
-            name = custom_id(ctx, record_id, request, run)
+            name = custom_id(ctx, record_id, canonical, run)
             yield BatchRequest(name, record_id, run.start, len(run)), lines.write(name, prompt, run)
 
 
-def custom_id(ctx: ProfilingContext, record_id: int, request: SampleRequest, indices: range) -> str:
+def custom_id(ctx: ProfilingContext, record_id: int, canonical: str, indices: range) -> str:
     """32 hex digits that say which samples of which record of which run a request asks for, and to what prompt.
 
-    The record goes in by its number in the store: from the id, nobody learns or guesses a user's name.
+    `canonical` is `SampleRequest.canonical()`. The record goes in by its number in the store: from the id, nobody
+    learns or guesses a user's name.
     """
-    [key] = cache_keys(ctx.backend.identity, request.canonical(), [indices.start]).values()
+    [key] = cache_keys(ctx.backend.identity, canonical, [indices.start]).values()
     parts = (ctx.run_id, str(record_id), key, str(len(indices)))
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
@@ -140,7 +142,8 @@ class Landed:
             return
         with contextlib.suppress(StoreError):  # the user was forgotten while the batch was away
             landing = sampling.Landing(ctx, record_id, wanted)
-            if custom_id(ctx, record_id, landing.request, request.indices) != request.custom_id:
+            canonical = landing.request.canonical()
+            if custom_id(ctx, record_id, canonical, request.indices) != request.custom_id:
                 self.strange += 1
                 return
             found = read(Prompt(landing.request), request.indices)

@@ -137,6 +137,10 @@ class Profiler:
         """The compiled LangGraph graph, to embed: takes `{"record": {...}}`, gives `{"profile": {...}}`."""
         return compile_graph(self.context, fanout=self._fanout, checkpointer=self._checkpointer)
 
+    @cached_property
+    def _graph_without_checkpointer(self) -> CompiledStateGraph[Any, Any, Any, Any]:
+        return compile_graph(self.context, fanout=self._fanout)
+
     async def aprofile(self, record: Mapping[str, Any]) -> Profile:
         """Profile one user. Raises `InputError` for a record that cannot be read.
 
@@ -144,8 +148,9 @@ class Profiler:
         `needs_review` and wait in the store. To answer an interrupt, run `graph` yourself.
         """
         user = UserRecord.from_dict(dict(record))
-        graph = compile_graph(self.context, fanout=self._fanout)
-        result = await graph.ainvoke({"record": dict(record)}, context=self.context)
+        result = await self._graph_without_checkpointer.ainvoke(
+            {"record": dict(record)}, context=self.context
+        )
         return Profile(
             user_id=user.user_id,
             attributes=result["profile"]["profile"],

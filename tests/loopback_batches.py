@@ -119,15 +119,13 @@ class BatchServer(LoopbackServer):
         return web.json_response(error_body("no such thing"), status=404)
 
     async def _upload(self, request: web.BaseRequest) -> web.StreamResponse:
-        content, purpose = b"", ""
-        async for part in await request.multipart():
-            data = b""
-            while chunk := await part.read_chunk(1 << 16):
-                data += chunk
-            if part.name == "file":
-                content = data
-            elif part.name == "purpose":
-                purpose = data.decode()
+        raw = await request.content.read()  # a whole-body read past the size that the server allows otherwise
+        boundary = request.headers["Content-Type"].partition("boundary=")[2].strip('"').encode()
+        fields = {}
+        for part in raw.split(b"--" + boundary)[1:-1]:
+            head, _, value = part.partition(b"\r\n\r\n")
+            fields[head.partition(b' name="')[2].partition(b'"')[0].decode()] = value.removesuffix(b"\r\n")
+        content, purpose = fields["file"], fields["purpose"].decode()
         assert purpose == "batch"
         if self.config.most_bytes is not None and len(content) > self.config.most_bytes:
             return web.json_response(error_body("too large"), status=413)

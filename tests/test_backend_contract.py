@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import re
+import shutil
 import sqlite3
 import ssl
 import sys
@@ -39,17 +40,17 @@ from cp_agents.backends.replay import ReplayBackend
 from cp_agents.cues import assemble_cues
 from cp_agents.errors import BackendError, CpAgentsError, ErrorType
 from cp_agents.graph import Fanout
-from cp_agents.prompts.render import load_prompt
-from cp_agents.schema import Completion, Match, UserRecord
-from cp_agents.taxonomy import load_taxonomy
+from cp_agents.prompts.render import FENCE_CLOSE, FENCE_OPEN
+from cp_agents.schema import Completion, Match, Message, UserRecord
+from cp_agents.taxonomy import Taxonomy, load_taxonomy
 from tests.chat_models import HttpChatModel, ScriptedChatModel
 from tests.loopback import Answers, LoopbackConfig, LoopbackServer, Reply, cue_block, error_body
+from tests.support import PETS
 
 KEY = "sk-contract-0123456789abcdef"
 M = 5
 USERS = 20
 TAXONOMY = load_taxonomy()
-PROMPT = load_prompt(TAXONOMY)
 ANSWERS = Answers(TAXONOMY)
 
 
@@ -70,7 +71,12 @@ def block(user: int = 0) -> str:
 
 
 def request(user: int = 0, indices: tuple[int, ...] = tuple(range(M)), **options: Any) -> SampleRequest:
-    return SampleRequest(PROMPT.messages(block(user)), indices, record_key=record(user)["user_id"], **options)
+    messages = (
+        Message("system", "Tag."),
+        Message("user", f"{FENCE_OPEN}\n{block(user)}\n{FENCE_CLOSE}"),
+    )
+    options = {"max_tokens": 48, **options}
+    return SampleRequest(messages, indices, record_key=record(user)["user_id"], **options)
 
 
 # --- the backends, and the situations in which they are put ---
@@ -98,7 +104,9 @@ class Situation:
     reply: Reply | None = None
     """What an HTTP endpoint answers to everything."""
     folder: Path = Path()
-    """For files."""
+    """For files of the test."""
+    shared: Path = Path()
+    """For files that take long to make."""
 
     timeout_s: float = 20.0
 
@@ -114,14 +122,21 @@ class Kind:
     http: bool
     quotes: bool
     """Whether its evidence is taken from the record."""
+    taxonomy: Taxonomy = TAXONOMY
+
+    def profiler(self, backend: Backend, **options: Any) -> Profiler:
+        options = {"samples": M, "min_survivors": 1, "max_tokens": 48, **options}
+        return Profiler(backend=backend, taxonomy=self.taxonomy, **options)
 
 
 KINDS: list[Kind] = []
 
 
-def kind(name: str, *moods: Mood, http: bool = False, quotes: bool = True) -> Callable[[Build], Build]:
+def kind(
+    name: str, *moods: Mood, http: bool = False, quotes: bool = True, **more: Any
+) -> Callable[[Build], Build]:
     def add(build: Build) -> Build:
-        KINDS.append(Kind(name, build, frozenset(moods), http, quotes))
+        KINDS.append(Kind(name, build, frozenset(moods), http, quotes, **more))
         return build
 
     return add
@@ -241,6 +256,28 @@ async def _(stack: AsyncExitStack, it: Situation) -> Backend:
     return backend
 
 
+@kind(
+    "transformers", Mood.WELL, Mood.CUT, quotes=False, taxonomy=PETS
+)  # a short prompt: it reads byte by byte
+async def _(stack: AsyncExitStack, it: Situation) -> Backend:
+    for package in ("torch", "transformers", "peft", "gguf", "psutil"):
+        pytest.importorskip(package)
+    from cp_agents.backends.transformers import TransformersBackend
+    from tests.test_transformers_backend import make_adapter, make_model
+
+    base = it.shared / "tiny"
+    if not base.exists():
+        make_model(base, context=8192)
+    made = it.shared / f"adapter-{it.version}"
+    if not made.exists():
+        make_adapter(base, made, seed=it.version)
+    # The same name, with other weights in it.
+    adapter = shutil.copytree(made, it.folder / "adapter", dirs_exist_ok=True)
+    backend = TransformersBackend(f"{base}+{adapter}", dtype="float32", device="cpu")
+    stack.push_async_callback(backend.aclose)
+    return backend
+
+
 def every(mood: Mood = Mood.WELL, *, http: bool = False) -> Any:
     """Parametrise with all kinds that can be in `mood`; with `http`, those that ask an HTTP endpoint."""
     found = [k for k in KINDS if mood in k.moods and (k.http or not http)]
@@ -251,10 +288,11 @@ Make = Callable[..., Awaitable[Backend]]
 
 
 @pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Make]:
+async def make(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Make]:
     """`backend = await make(kind, mood=..., version=..., reply=...)`."""
+    folders = {"folder": tmp_path, "shared": tmp_path_factory.getbasetemp()}
     async with AsyncExitStack() as stack:
-        yield lambda kind, **situation: kind.build(stack, Situation(folder=tmp_path, **situation))
+        yield lambda kind, **situation: kind.build(stack, Situation(**folders, **situation))
 
 
 _tls_context = cache(ssl.create_default_context)
@@ -295,7 +333,7 @@ async def test_exactly_one_completion_for_every_index(kind: Kind, make: Make) ->
     for completion in drawn:
         assert completion.error_type is None
         assert completion.error_message is None
-        assert completion.text
+        assert completion.text or not kind.quotes
         assert not completion.refusal
         assert completion.finish_reason in ("stop", "length", None)
         assert completion.latency_s >= 0
@@ -340,7 +378,7 @@ async def test_twenty_records_at_once_are_not_mixed_up(kind: Kind, make: Make) -
 @every(Mood.CUT)
 async def test_an_answer_that_was_cut_says_so(kind: Kind, make: Make) -> None:
     backend = await make(kind, mood=Mood.CUT)
-    drawn = await draw(backend, request(max_tokens=16))
+    drawn = await draw(backend, request(max_tokens=3))
     assert [(c.finish_reason, c.error_type) for c in drawn] == [("length", None)] * M
 
 
@@ -484,9 +522,7 @@ async def test_another_endpoint_or_revision_gets_every_request_and_no_stale_answ
     store = TraceStore(tmp_path / "traces.db")
 
     async def run(name: str, backend: Backend) -> Profiler:
-        profiler = Profiler(
-            taxonomy=TAXONOMY, backend=backend, store=store, run=name, samples=M, min_survivors=1
-        )
+        profiler = kind.profiler(backend, store=store, run=name)
         await profiler.aprofile(record())
         return profiler
 
@@ -515,7 +551,7 @@ async def test_no_key_in_any_log_repr_error_or_store(
     path = tmp_path / "traces.db"
     store = TraceStore(path)
     told = [repr(backend), str(backend), repr(backend.identity), repr(backend.capabilities)]
-    profiler = Profiler(taxonomy=TAXONOMY, backend=backend, store=store, samples=M)
+    profiler = kind.profiler(backend, store=store)
     try:
         profiles, report = await profiler.aprofile_many([record()])
         told += [repr(profiles), repr(report)]
@@ -539,9 +575,9 @@ async def test_no_key_in_any_log_repr_error_or_store(
 @pytest.mark.parametrize("fanout", ["send", "node"])
 async def test_a_whole_record_through_the_graph(kind: Kind, make: Make, fanout: Fanout) -> None:
     backend = await make(kind)
-    profiler = Profiler(taxonomy=TAXONOMY, backend=backend, samples=M, fanout=fanout, min_survivors=1)
+    profiler = kind.profiler(backend, fanout=fanout)
     profile = await profiler.aprofile(record())
-    assert list(profile) == list(TAXONOMY.names)
+    assert list(profile) == list(kind.taxonomy.names)
     rows = profiler.store.rows("select sample_index, sampler, error_type from samples order by 1")
     assert [row[0] for row in rows] == list(range(M))
     assert all(sampler and error is None for _, sampler, error in rows)
@@ -555,19 +591,23 @@ async def test_a_whole_record_through_the_graph(kind: Kind, make: Make, fanout: 
 
 @every(Mood.LOCKED)
 async def test_a_run_that_cannot_go_on_raises_through_the_graph(kind: Kind, make: Make) -> None:
-    profiler = Profiler(taxonomy=TAXONOMY, backend=await make(kind, mood=Mood.LOCKED), samples=M)
+    profiler = kind.profiler(await make(kind, mood=Mood.LOCKED))
     with pytest.raises(BackendError) as error:
         await profiler.aprofile_many([record(user) for user in range(3)])
     assert error.value.error_type is ErrorType.AUTH
 
 
 @every()
-def test_it_works_without_an_event_loop_of_ones_own(kind: Kind, tmp_path: Path) -> None:
+def test_it_works_without_an_event_loop_of_ones_own(
+    kind: Kind, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """`profile` runs on a background loop; `asyncio.run` brings a new one each time."""
 
     async def alone(user: int) -> int:
         async with AsyncExitStack() as stack:
-            backend = await kind.build(stack, Situation(folder=tmp_path))
+            backend = await kind.build(
+                stack, Situation(folder=tmp_path, shared=tmp_path_factory.getbasetemp())
+            )
             return len(await draw(backend, request(user)))
 
     assert [asyncio.run(alone(user)) for user in range(2)] == [M, M]

@@ -259,6 +259,21 @@ def test_killed_between_submitting_and_collecting_it_submits_nothing_twice(tmp_p
     assert lines == profiles(live.store)
 
 
+def test_ctrl_c_leaves_the_batches_at_the_endpoint(tmp_path: Path) -> None:
+    (tmp_path / "users.jsonl").write_text("".join(json.dumps(u) + "\n" for u in users(4)))
+    with batch_server_process("--batch-delay", "60") as url:
+        broken = command(tmp_path, url, "broken")
+        with subprocess.Popen(broken, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            wait_for(lambda: batch_ids(tmp_path) == ["batch_0"])
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "batch_0: 12 requests submitted" in said
+    assert "stopping: what was submitted goes on at the endpoint" in said
+    assert "1 of 4 records are done" in said
+    assert not (tmp_path / "broken.jsonl").exists()
+
+
 def test_killed_at_random_instants_it_asks_for_every_sample_once(tmp_path: Path) -> None:
     """CP_AGENTS_KILLS=20 runs it at full length."""
     records, log = users(40), tmp_path / "log.jsonl"
@@ -267,7 +282,7 @@ def test_killed_at_random_instants_it_asks_for_every_sample_once(tmp_path: Path)
     with batch_server_process("--batch-delay", "0.3", "--log", str(log), "--no-n") as url:
         live = asyncio.run(live_run(url, records))
         broken = command(tmp_path, url, "broken")
-        for _ in range(int(os.environ.get("CP_AGENTS_KILLS", "2"))):
+        for _ in range(int(os.environ.get("CP_AGENTS_KILLS", "1"))):
             process = subprocess.Popen(broken, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(rng.uniform(0.7, 1.8))
             process.send_signal(signal.SIGKILL)

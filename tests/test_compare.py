@@ -308,6 +308,13 @@ def test_pace_is_given_only_where_it_is_honest() -> None:
     )  # fmt: skip
     put_samples(slow, "10:00:00", {"10:01:30": 45, "10:03:00": 45}, latency_s=80)
     assert pace(slow, "a").samples_per_s == 0.5
+    with broken.transaction() as conn:  # nothing lands while a batch is away
+        conn.execute(
+            "insert into batches (batch_key, run_id, status, requests, created_at) values ('k', 'a', 'x', 1, 'x')"
+        )
+    went = pace(broken, "a")
+    assert went.samples_per_s == 60 / 3605
+    assert "the waiting for provider batches" in went.basis
     put_samples(quick, "10:00:00", {"10:00:01": 30})
     assert pace(quick, "a").samples_per_s is None
 

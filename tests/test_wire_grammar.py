@@ -133,6 +133,7 @@ def test_options_that_cannot_be_read(spec: str) -> None:
         ({"structured": "json"}, "structured should be"),
         ({"logprobs": 21}, "from 0 to 20"),
         ({"logprobs": True}, "from 0 to 20"),
+        ({"seeds": 7}, "seeds should be true or false"),
         ({"temperature": 0.5, "n": 3}, "n, temperature cannot be set here"),
         ({"guided_regex": "a"}, "vLLM ignores guided_regex without a word"),
         ({"structured": "regex", "structured_outputs": {"regex": "a"}}, "cannot be given together"),
@@ -145,9 +146,9 @@ def test_options_that_cannot_be(options: dict[str, object], says: str) -> None:
 
 def test_options_of_ours_and_others() -> None:
     chosen = read_options({"structured": "grammar", "logprobs": 5, "top_k": 20}, PETS)
-    assert chosen == ({"grammar": wire_grammar(PETS)}, 5, {"top_k": 20})
+    assert chosen == ({"grammar": wire_grammar(PETS)}, 5, None, {"top_k": 20})
     own = read_options({"structured_outputs": {"regex": "a|b"}}, PETS)
-    assert own == ({"regex": "a|b"}, 0, {})
+    assert own == ({"regex": "a|b"}, 0, None, {})
 
 
 # --- probabilities of tags ---------------------------------------------------------------------------------

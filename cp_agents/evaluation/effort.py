@@ -98,10 +98,13 @@ def pace(store: TraceStore, run_id: str) -> Pace:
         return Pace(None, None, "unknown: no sample was drawn, all were reused")
     stamps = [datetime.fromisoformat(stamp) for stamp in (started, *(row[0] for row in landed))]
     wall = round((stamps[-1] - stamps[0]).total_seconds())
+    drawn = sum(row[1] for row in landed)
+    if store.rows("select 1 from batches where run_id = ? limit 1", (run_id,)):
+        basis = f"{drawn:,} samples, and the waiting for provider batches with them"
+        return Pace(wall, drawn / wall if wall else None, basis)
     pause = max((after - before).total_seconds() for before, after in pairwise(stamps))
     if pause > max(PAUSE_S, 2 * max(row[2] or 0.0 for row in landed)):
         return Pace(wall, None, f"unknown: nothing landed for {pause:,.0f} s, so the run was interrupted")
     if wall < 2:
         return Pace(wall, None, "unknown: over in less than 2 s, and the store's stamps are whole seconds")
-    drawn = sum(row[1] for row in landed)
     return Pace(wall, drawn / wall, f"{drawn:,} samples from the run's start to its last sample, ± 1 s")
