@@ -6,92 +6,26 @@ are given to waiting samples, and the prompts that this needs are read in batche
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cp_agents.backends.base import SampleRequest
+from cp_agents.backends.hf_queue import Call, Draw, Landed, Line, Queue
 from cp_agents.errors import BackendError, CpAgentsError, ErrorType
 from cp_agents.schema import Completion, Usage
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
-    from cp_agents.backends.hf_model import ChatModel, Encoded
-    from cp_agents.backends.hf_rows import ReadPrompt
+    from cp_agents.backends.hf_model import ChatModel
 
 log = logging.getLogger(__name__)
 
-Landed = Callable[[Completion | BackendError], None]
-
-_SIMILAR = 1.25
-"""Prompts are read together if the longest is at most this much longer than the shortest."""
 _CLOSED = "the backend was closed"
-_READ_TOKENS = 8192
-"""Most tokens of prompts, padding included, that are read in one forward pass."""
-
-
-@dataclass(eq=False)
-class Call:
-    """The samples of one request on their way."""
-
-    request: SampleRequest
-    landed: Landed
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        """Whatever of it still runs ends with the next step, and nothing more lands."""
-        self.cancelled = True
-
-    def land(self, result: Completion | BackendError) -> None:
-        """Hand a result to the caller, unless it has left."""
-        if not self.cancelled:
-            try:
-                self.landed(result)
-            except RuntimeError:  # its event loop is closed
-                self.cancelled = True
-
-
-@dataclass(eq=False)
-class Draw:
-    """One sample."""
-
-    call: Call
-    index: int
-    limit: int
-    """Most tokens of the answer: max_tokens, or what the model's context leaves."""
-    bears_prompt: bool
-    """Whether the prompt's tokens are counted on it."""
-    tokens: list[int] = field(default_factory=list)
-    uniforms: np.random.Generator | None = None
-    usage: Usage = field(default_factory=Usage)
-    has_landed: bool = False
-    started: float = 0.0
-
-    def land(self, completion: Completion) -> None:
-        """Hand the result to the caller, once."""
-        if not self.has_landed:
-            self.has_landed = True
-            self.call.land(completion)
-
-
-@dataclass(eq=False)
-class Line:
-    """The samples that share a prompt: those that wait, and how many run."""
-
-    prompt: Encoded
-    waiting: deque[Draw] = field(default_factory=deque)
-    running: int = 0
-    read: ReadPrompt | None = None
-    counted: bool = False
-    """Whether a sample bears the prompt's tokens as newly read; later ones bear them as cached."""
 
 
 class Engine:
@@ -107,7 +41,7 @@ class Engine:
         self._worker: ThreadPoolExecutor | None = None
         self._busy = self._closing = False
         self._submitted: list[Call] = []
-        self._lines: dict[tuple[int, ...], Line] = {}
+        self._queue = Queue()
         self._rows: list[tuple[Line, Draw]] = []
         self._logits: list[Tensor] = []
 
@@ -164,7 +98,7 @@ class Engine:
         with self._lock:
             calls, self._submitted = self._submitted, []
             closing, self._closing = self._closing, False
-            if not (closing or calls or self._lines):
+            if not (closing or calls or self._queue):
                 self._busy = False
                 return False
         if closing:
@@ -204,64 +138,35 @@ class Engine:
             message = f"the prompt has {len(prompt.ids)} tokens and the model takes {self._model.context}"
             self._fail(call, request.indices, ErrorType.CONTEXT_LENGTH, message)
             return
-        line = self._lines.setdefault(prompt.ids, Line(prompt))
-        for position, index in enumerate(request.indices):
-            line.waiting.append(Draw(call, index, min(request.max_tokens, room), position == 0))
+        self._queue.add(call, prompt, room)
 
     def _drop_cancelled(self, model: ChatModel) -> None:
-        for line in self._lines.values():
-            if any(draw.call.cancelled for draw in line.waiting):
-                line.waiting = deque(draw for draw in line.waiting if not draw.call.cancelled)
+        self._queue.drop_cancelled()
         gone = {i for i, (_, draw) in enumerate(self._rows) if draw.call.cancelled}
         if gone:
             self._leave(model, gone)
-        self._forget_done()
+        self._forget_done(model)
 
     def _admit(self, model: ChatModel) -> None:
         """Give free rows to waiting samples, the longest waiting first."""
         if self._rows and not model.rows.joinable:
             return
-        for line in list(self._lines.values()):
+        for line in self._queue:
             if line.read is not None:
                 self._join(model, line)
-        while self._worth_reading(model):
-            lines = self._to_read(model)
+        while lines := self._queue.to_read(self._free(model), len(self._rows)):
             read = model.rows.read([line.prompt.ids for line in lines], lines[0].prompt.shared)
             for line, prompt in zip(lines, read, strict=True):
                 line.read = prompt
-            for line in lines:
                 self._join(model, line)
             if not model.rows.joinable:
                 break
 
     def _free(self, model: ChatModel) -> int:
         """How many rows can be added: by their number, and by the memory that they may come to need."""
-        needs = max((line.waiting[0].limit for line in self._lines.values() if line.waiting), default=1)
         taken = sum(draw.limit for _, draw in self._rows)
-        by_memory = (model.room_tokens - taken) // needs
+        by_memory = (model.room_tokens - taken) // self._queue.longest_answer()
         return max(0 if self._rows else 1, min(self._max_rows - len(self._rows), by_memory))
-
-    def _worth_reading(self, model: ChatModel) -> bool:
-        """Whether prompts should be read now. They wait until a quarter of the rows is free, so that they are read
-        in batches, unless fewer rows take all that wait."""
-        waiting = sum(len(line.waiting) for line in self._lines.values() if line.read is None)
-        free = self._free(model)
-        return 0 < min(waiting, (len(self._rows) + free) // 4 or 1) <= free
-
-    def _to_read(self, model: ChatModel) -> list[Line]:
-        """The prompt that has waited longest, and others to read with it: same prefix, similar length."""
-        unread = [line for line in self._lines.values() if line.read is None and line.waiting]
-        first = unread[0]
-        free = self._free(model) - len(first.waiting)
-        shortest = longest = first.prompt.own
-        chosen = [first]
-        for line in unread[1:]:
-            short, long = min(shortest, line.prompt.own), max(longest, line.prompt.own)
-            fits = long <= short * _SIMILAR and long * (len(chosen) + 1) <= _READ_TOKENS
-            if free > 0 and fits and line.prompt.head == first.prompt.head:
-                chosen.append(line)
-                shortest, longest, free = short, long, free - len(line.waiting)
-        return chosen
 
     def _join(self, model: ChatModel, line: Line) -> None:
         from cp_agents.backends.hf_sampling import uniforms
@@ -309,7 +214,7 @@ class Engine:
             tokens = [draw.tokens[-1] for _, draw in self._rows]
         if self._rows:
             self._logits = list(model.rows.step(tokens))
-        self._forget_done()
+        self._forget_done(model)
 
     def _complete(self, model: ChatModel, line: Line, draw: Draw) -> bool:
         """Land the sample if its newest token has ended it."""
@@ -343,12 +248,10 @@ class Engine:
         self._logits = [self._logits[i] for i in order]
         model.rows.keep(order)
 
-    def _forget_done(self) -> None:
-        for ids in [ids for ids, line in self._lines.items() if not line.waiting]:
-            if not self._lines[ids].running:
-                del self._lines[ids]
-        if self._model is not None and not self._model.rows.joinable and not self._rows:
-            for line in self._lines.values():
+    def _forget_done(self, model: ChatModel) -> None:
+        self._queue.forget_done()
+        if not (model.rows.joinable or self._rows):
+            for line in self._queue:
                 line.read = None
 
     def _retreat(self, model: ChatModel) -> None:
@@ -359,7 +262,7 @@ class Engine:
         self._max_rows = max(1, min(self._max_rows, len(self._rows) or self._max_rows) // 2)
         for line, draw in reversed(self._rows):
             line.waiting.appendleft(draw)
-        for line in self._lines.values():
+        for line in self._queue:
             line.running, line.read, line.counted = 0, None, False
         self._rows, self._logits = [], []
         model.rows.clear()
@@ -368,17 +271,14 @@ class Engine:
         if not alone:
             log.warning("%s: out of memory; going on with %d rows", self._sampler, self._max_rows)
             return
-        first = next(iter(self._lines))
         message = "out of memory with a single sample; use a smaller model or a shorter prompt"
-        for draw in self._lines.pop(first).waiting:
+        for draw in self._queue.give_up_first():
             draw.land(self._failure(draw.index, ErrorType.INTERNAL, message))
         self._max_rows = self._most_rows
 
     def _fail_all(self, kind: ErrorType, message: str) -> None:
-        waiting = itertools.chain.from_iterable(line.waiting for line in self._lines.values())
-        for draw in [*waiting, *(draw for _, draw in self._rows)]:
+        for draw in [*self._queue.clear(), *(draw for _, draw in self._rows)]:
             draw.land(self._failure(draw.index, kind, message))
-        self._lines.clear()
         self._rows, self._logits = [], []
         if self._model is not None:
             self._model.rows.clear()

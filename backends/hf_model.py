@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -148,8 +149,7 @@ def _free_bytes(device: str) -> int:
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) // 2
-    import psutil
-
+    psutil: Any = import_module("psutil")  # it comes with peft, and without types
     return int(psutil.virtual_memory().available) // 2
 
 

@@ -116,7 +116,9 @@ class SharedRows:
 
     def add(self, prompts: Sequence[ReadPrompt]) -> None:
         """Costs nothing: the rows read what is there."""
-        self._rows += [_Row(*prompt.place, prompt.tokens) for prompt in prompts]
+        for prompt in prompts:
+            prefix, batch, sequence = prompt.place
+            self._rows.append(_Row(prefix, batch, sequence, prompt.tokens))
         self._levels = None
 
     def step(self, tokens: Sequence[int]) -> Tensor:

@@ -101,7 +101,11 @@ class TransformersBackend:
         """
         loop = asyncio.get_running_loop()
         landed: asyncio.Queue[Completion | BackendError] = asyncio.Queue()
-        call = self._engine.submit(request, partial(loop.call_soon_threadsafe, landed.put_nowait))
+
+        def hand_over(result: Completion | BackendError) -> None:
+            loop.call_soon_threadsafe(landed.put_nowait, result)
+
+        call = self._engine.submit(request, hand_over)
         try:
             for _ in request.indices:
                 result = await landed.get()

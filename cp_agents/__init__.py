@@ -25,6 +25,7 @@ _HOMES = {
     "build_graph": "cp_agents.graph",
     "compile_graph": "cp_agents.graph",
     "forget": "cp_agents.stores.forget",
+    "from_langchain": "cp_agents.backends.langchain",
     "load_taxonomy": "cp_agents.taxonomy",
     "replay": "cp_agents.relabel",
 }
@@ -32,6 +33,7 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
+    from cp_agents.backends.langchain import from_langchain as from_langchain
     from cp_agents.calibration import Calibrator as Calibrator
     from cp_agents.errors import CpAgentsError as CpAgentsError
     from cp_agents.errors import InputError as InputError

@@ -206,6 +206,8 @@ class TraceStore:
                 "select run_id from runs where name = ? and fingerprint = ?", (name, fingerprint)
             ).fetchone()
             if found:
+                # What is decided after sampling (vote, tau, review) may be another this time.
+                conn.execute("update runs set settings = ? where run_id = ?", (columns["settings"], found[0]))
                 return str(found[0])
             taken = {row[0] for row in conn.execute("select run_id from runs")}
             run_id, suffix = name, 2
