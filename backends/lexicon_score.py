@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -81,25 +82,24 @@ def read_block(lexicon: Lexicon, block: str, lines: Sequence[CueLine]) -> Readin
     rows: list[Floats] = []
     supports: dict[int, list[Support]] = {}
     for tag_column, line in claims:
-        _add(supports, tag_column, Support(float(lexicon.trust[tag_column]), ALWAYS, line.start, line.end))
-    hits: list[set[int]] = []
+        support = Support(float(lexicon.trust[tag_column]), ALWAYS, line.start, line.end)
+        supports.setdefault(tag_column, []).append(support)
     means = _mean_weights(kept)
     kinds = {name: lexicon.sources.get(fold(name), _PLAIN) for name in {line.source for line in kept}}
-    for line in kept:
-        kind, source = kinds[line.source]
-        found, phrases, votes = _votes(lexicon, kind, line)
-        hits.append(set(phrases))
+    read = [_votes(lexicon, kinds[line.source][0], line) for line in kept]
+    heard = Counter(match.phrase for found, _, _ in read for match in found)
+    for line, (found, _, votes) in zip(kept, read, strict=True):
+        source = kinds[line.source][1]
         scale = source.factor * _scale(line, source.half or means.get(line.source))
         if scale == 0 or not votes.any():
             continue
-        for match, row in zip(found, votes, strict=True):
-            for column in np.flatnonzero(row > 0):
-                _add(
-                    supports,
-                    int(column),
-                    Support(float(scale * row[column]), len(rows), match.start, match.end),
-                )
-        rows.append(scale * votes.sum(axis=0))
+        # n lines with the same words are 1 + ln n witnesses, not n
+        votes = votes * np.array([scale * (1 + np.log(n := heard[m.phrase])) / n for m in found])[:, None]
+        for i, column in np.argwhere(votes > 0):
+            support = Support(float(votes[i, column]), len(rows), found[i].start, found[i].end)
+            supports.setdefault(int(column), []).append(support)
+        rows.append(votes.sum(axis=0))
+    hits = [set(phrases) for _, phrases, _ in read]
     _apply_rules(lexicon, kept, kinds, hits, rows, supports)
     for found_supports in supports.values():
         found_supports.sort(key=lambda s: (-s.nats, s.start))
@@ -111,10 +111,6 @@ def read_block(lexicon: Lexicon, block: str, lines: Sequence[CueLine]) -> Readin
         supports=supports,
         digest=int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]),
     )
-
-
-def _add(supports: dict[int, list[Support]], column: int, support: Support) -> None:
-    supports.setdefault(column, []).append(support)
 
 
 def _self_report(
@@ -252,7 +248,7 @@ def _apply_rules(
                     support = Support(
                         float(votes[column]), len(rows), line.start, line.start + len(line.text)
                     )
-                    _add(supports, int(column), support)
+                    supports.setdefault(int(column), []).append(support)
         rows.append(votes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -12,13 +13,15 @@ from cp_agents import Profiler
 from cp_agents.backends.registry import BackendOptions, resolve_backend
 from cp_agents.backends.tag_logprobs import ScoredCompletion, tag_probabilities
 from cp_agents.backends.vllm import VllmBackend
+from cp_agents.backends.wire_grammar import constraint as constraint_of
 from cp_agents.background import run_sync
 from cp_agents.errors import BackendError, ErrorType
-from cp_agents.parsing import parse_completion
+from cp_agents.parsing import parse_answer, parse_completion
+from cp_agents.prompts.render import load_prompt
 from cp_agents.schema import Completion, Outcome
 from cp_agents.taxonomy import load_taxonomy
 from tests.support import PETS, RECORD
-from tests.vllm.conftest import COMPUTED, SMALL, Models, ask
+from tests.vllm.conftest import COMPUTED, QUICK, SMALL, Models, ask
 from tests.vllm.make_model import write_adapter
 
 CUES = "[posted]\n- my cat sleeps all day\n- the flat is small\n[self_reported]\n- pet: dog"
@@ -77,7 +80,7 @@ async def test_a_prompt_is_computed_once_for_all_its_samples(backend: VllmBacken
 
 
 async def test_a_run_through_the_graph_parses_and_resumes_without_a_call(backend: VllmBackend) -> None:
-    profiler = Profiler(backend, taxonomy=PETS, samples=10, max_tokens=300)
+    profiler = Profiler(backend, taxonomy=PETS, samples=10, **QUICK)
     records = [RECORD | {"user_id": f"u{i}", "seen": [f"猫の動画 {i}", "“Ünïcode” 🐈"]} for i in range(3)]
     _, report = await profiler.aprofile_many(records)
     assert not report.failed
@@ -87,29 +90,24 @@ async def test_a_run_through_the_graph_parses_and_resumes_without_a_call(backend
     assert (again.resumed, computed()) == (3, asked)
 
 
-def test_profilebench_in_full_parses(models: Models, backend: VllmBackend) -> None:
-    profilebench = load_taxonomy("profilebench")
-    from cp_agents.backends.wire_grammar import wire_regex
-    from cp_agents.prompts.render import load_prompt
+async def test_six_attributes_parse_too(backend: VllmBackend) -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
-    async def draw() -> list[str]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
+    taxonomy = load_taxonomy("profilebench")
+    messages = [m.as_dict() for m in load_prompt(taxonomy).messages(CUES)]
 
-        async def use(llm: object) -> list[str]:
-            params = SamplingParams(
-                n=10,
-                max_tokens=1200,
-                structured_outputs=StructuredOutputsParams(regex=wire_regex(profilebench)),
-            )
-            text = "\n".join(m.content for m in load_prompt(profilebench).messages(CUES))[-3000:]
-            *_, last = [o async for o in llm.generate(text, params, "profilebench")]  # type: ignore[attr-defined]
-            return [o.text for o in last.outputs]
+    async def straight(llm: Any) -> list[str]:
+        prompt = llm.get_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        constraint = StructuredOutputsParams(**constraint_of("regex", taxonomy))
+        params = SamplingParams(n=10, max_tokens=1200, structured_outputs=constraint)
+        *_, last = [output async for output in llm.generate(prompt, params, "six")]
+        return [choice.text for choice in last.outputs]
 
-        return await backend.on_engine(use)
-
-    for text in asyncio.run(draw()):
-        parsed = parse_completion(Completion(index=0, text=text, finish_reason="stop"), profilebench)
+    texts = await backend.on_engine(straight)
+    assert len(texts) == 10
+    for text in texts:
+        parsed = parse_answer(text, taxonomy, finish_reason="stop")
         assert {a.outcome for a in parsed.attributes.values()} == {Outcome.OK}
 
 
@@ -143,9 +141,9 @@ async def test_probabilities_of_tags(backend: VllmBackend) -> None:
 async def test_a_prompt_that_is_too_long_is_a_typed_failure_and_says_nothing_of_it(
     backend: VllmBackend,
 ) -> None:
-    failed = await drawn(backend, "[posted]\n" + "- secret words\n" * 800, 0, 1)
+    failed = await drawn(backend, "[posted]\n" + "- secret words\n" * 1500, 0, 1)
     assert {c.error_type for c in failed.values()} == {ErrorType.CONTEXT_LENGTH}
-    assert "takes 2048" in (failed[0].error_message or "")
+    assert "takes 4096" in (failed[0].error_message or "")
     assert "secret" not in (failed[0].error_message or "")
 
 
@@ -155,12 +153,14 @@ async def test_leaving_early_aborts_what_is_in_flight(backend: VllmBackend) -> N
         break
     await stream.aclose()  # type: ignore[attr-defined]
 
-    async def unfinished(llm: object) -> int:
-        return llm.get_num_unfinished_requests()  # type: ignore[attr-defined, no-any-return]
+    async def unfinished(llm: Any) -> int:
+        return int(llm.get_num_unfinished_requests())
 
-    async with asyncio.timeout(10):
-        while await backend.on_engine(unfinished):
-            await asyncio.sleep(0.05)
+    for _ in range(200):
+        if not await backend.on_engine(unfinished):
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail("requests are still running")
 
 
 def test_callers_may_have_loops_of_their_own(backend: VllmBackend) -> None:
@@ -203,7 +203,7 @@ async def test_an_adapter_answers_differently_and_its_weights_are_its_identity(
     [
         ("max_model_lenn=512", "no option 'max_model_lenn': did you mean max_model_len"),
         ("min_p=7", "vLLM could not start"),
-        ("max_model_len=2048&kv_cache_memory_bytes=1000000&enforce_eager=true", "not enough memory"),
+        ("max_model_len=4096&kv_cache_memory_bytes=1000000&enforce_eager=true", "not enough memory"),
     ],
 )
 async def test_an_engine_that_cannot_start_ends_the_run_with_a_sentence(
