@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.backends.lexicon_compile import load_lexicon
-from cp_agents.backends.lexicon_score import Reading, answer, read_block
+from cp_agents.backends.lexicon_draw import answer
+from cp_agents.backends.lexicon_read import Reading, read_block
 from cp_agents.backends.registry import BackendOptions
 from cp_agents.cues import cue_lines
 from cp_agents.prompts.render import fenced_block

@@ -45,7 +45,7 @@ class Source(_Part):
 
 
 class Settings(_Part):
-    """Constants of the scoring; `lexicon_score` says what each does."""
+    """Constants of the scoring; `lexicon_draw` says what each does."""
 
     damping: float = Field(default=4.0, gt=0)
     sharpness: float = Field(default=1.6, gt=0)

@@ -240,8 +240,9 @@ class PhraseTrie:
                 key = keys[following]
                 if (child := node.get(key)) is not None:
                     stack.append((child, following))
-                if (by_stem := node.get(_STEMS)) is not None:
-                    stack += [(child, following) for stem, child in by_stem.items() if key.startswith(stem)]
+                for stem, child in node.get(_STEMS, {}).items():
+                    if key.startswith(stem):
+                        stack.append((child, following))
                 if (child := node.get(ANY)) is not None and key not in STOPS:
                     stack.append((child, following))
                 for name, end in spans.get(following, ()):

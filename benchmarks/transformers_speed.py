@@ -1,12 +1,13 @@
 """Samples a second of the transformers backend, beside ten separate `generate` calls for each record.
 
     python benchmarks/transformers_speed.py [--model smollm2] [--records 1 4] [--answer 64] [--prompt 0]
-                                            [--dtype bfloat16 float32]
+                                            [--dtype bfloat16 float32] [--threads 2]
 
 The real prompt of invented users, M = 10 samples, one process, the same weights, dtype, temperature and top_p. Answers
 have exactly --answer tokens on both sides, so that luck with short ones counts for neither. --prompt cuts prompts to
 so many tokens (0: not at all). A first, short call warms both sides up; the backend's cache of the instructions is
-emptied before each row, so that it pays for them once in each.
+emptied before each row, so that it pays for them once in each. Processor time is given beside the clock's, for
+machines that others use too.
 """
 
 from __future__ import annotations
@@ -55,11 +56,21 @@ def requests(count: int, answer: int) -> list[SampleRequest]:
     ]
 
 
-def generate(chat: ChatModel, prompt: Encoded, answer: int, calls: int) -> float:
+class Watch:
+    """Seconds by the clock and of the processor."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter(), time.process_time()
+
+    def stop(self) -> tuple[float, float]:
+        return time.perf_counter() - self._started[0], time.process_time() - self._started[1]
+
+
+def generate(chat: ChatModel, prompt: Encoded, answer: int, calls: int) -> tuple[float, float]:
     """Seconds of `calls` separate calls."""
     model: Any = chat._model
     ids = torch.tensor([prompt.ids], device=model.device)
-    started = time.perf_counter()
+    watch = Watch()
     for _ in range(calls):
         made = model.generate(
             ids,
@@ -73,10 +84,12 @@ def generate(chat: ChatModel, prompt: Encoded, answer: int, calls: int) -> float
             pad_token_id=0,
         )
         assert made.shape[1] == ids.shape[1] + answer
-    return time.perf_counter() - started
+    return watch.stop()
 
 
-async def backend(chat: ChatModel, asked: list[SampleRequest], max_rows: int) -> tuple[float, int]:
+async def backend(
+    chat: ChatModel, asked: list[SampleRequest], max_rows: int
+) -> tuple[tuple[float, float], int]:
     """Seconds for all samples of all requests at once, and prompt tokens that were read for them."""
     one = TransformersBackend.__new__(TransformersBackend)
     one._engine = Engine(lambda: chat, max_rows=max_rows, sampler="transformers")
@@ -88,9 +101,9 @@ async def backend(chat: ChatModel, asked: list[SampleRequest], max_rows: int) ->
             fresh += completion.usage.prompt_tokens - completion.usage.cached_tokens
         return fresh
 
-    started = time.perf_counter()
+    watch = Watch()
     fresh = sum(await asyncio.gather(*map(draw, asked)))
-    seconds = time.perf_counter() - started
+    seconds = watch.stop()
     await one.aclose()
     return seconds, fresh
 
@@ -118,9 +131,14 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--calls", type=int, default=SAMPLES, help="separate calls that are really made")
     parser.add_argument("--max-rows", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    table = Table("dtype", "records", "prompt", "read", "generate x 10", "backend", "faster", title=args.model)
+    title = f"{args.model} on {device}, {args.threads} threads, answers of {args.answer} tokens"
+    table = Table(title=title, title_justify="left")
+    for column in ("dtype", "records", "prompt", "read", "generate", "backend", "faster", "less CPU"):
+        table.add_column(column, justify="right")
     for dtype in args.dtype:
         chat = ChatModel(find_model(args.model), device=device, dtype=dtype, stop="")
         chat.ends = frozenset()
@@ -129,26 +147,28 @@ def main() -> None:
         asked = requests(max(args.records), args.answer)
         warm = [SampleRequest(asked[0].messages, (0,), max_tokens=2)]
         asyncio.run(backend(chat, warm, args.max_rows))
-        rows: dict[int, tuple[float, int]] = {}
+        rows = {}
         for count in args.records:
             chat.rows.clear()
             rows[count] = asyncio.run(backend(chat, asked[:count], args.max_rows))
+            print(f"{dtype}, {count} records: {rows[count]}", file=sys.stderr)
         chat._model.set_attn_implementation("sdpa")
         prompt = chat.encode(asked[0].messages)
         generate(chat, prompt, 2, 1)
-        seconds = generate(chat, prompt, args.answer, args.calls)
-        separate = args.calls / seconds
+        separate = [seconds / args.calls for seconds in generate(chat, prompt, args.answer, args.calls)]
+        print(f"{dtype}, a separate call: {separate}", file=sys.stderr)
         chat._model.set_attn_implementation(IMPLEMENTATION)
-        for count, (took, fresh) in rows.items():
-            rate = count * SAMPLES / took
+        for count, (seconds, fresh) in rows.items():
+            each = [taken / (count * SAMPLES) for taken in seconds]
             table.add_row(
                 dtype,
                 str(count),
                 str(len(prompt.ids)),
                 str(fresh),
-                f"{separate:.3f}/s",
-                f"{rate:.3f}/s",
-                f"{rate / separate:.1f}x",
+                f"{1 / separate[0]:.2f}/s",
+                f"{1 / each[0]:.2f}/s",
+                f"{separate[0] / each[0]:.1f}x",
+                f"{separate[1] / each[1]:.1f}x",
             )
     Console().print(table)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -68,6 +68,7 @@ async def run_batch(
     would fail every call; what had landed by then is kept. When all records are done and none was left out,
     the run's votes are calibrated and its profiles labelled again (see `relabel`).
     """
+    ctx = replace(ctx, meter=Meter())  # counts this batch alone
     report = BatchReport(run_id=ctx.run_id, meter=ctx.meter)
     graph = compile_graph(ctx, fanout=fanout)
     stop = stop or Stop()

@@ -262,6 +262,10 @@ async def _(stack: AsyncExitStack, it: Situation) -> Backend:
 async def _(stack: AsyncExitStack, it: Situation) -> Backend:
     for package in ("torch", "transformers", "peft", "gguf", "psutil"):
         pytest.importorskip(package)
+    import torch
+
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(1)  # a model this small gains nothing from more, and loses much on a busy machine
     from cp_agents.backends.transformers import TransformersBackend
     from tests.test_transformers_backend import make_adapter, make_model
 

@@ -263,3 +263,10 @@ def test_ctrl_c_drains_and_the_same_command_goes_on(tmp_path: Path) -> None:
         done = subprocess.run(command(in_file, out, store, url), capture_output=True, text=True, check=True)
         assert f"{profiles} of them from before" in done.stdout
     assert len(out.read_text().splitlines()) == 60
+
+
+async def test_a_report_counts_its_own_batch() -> None:
+    p = Profiler(backend=ScriptedBackend(lambda i: answer()), taxonomy=PETS, samples=2)
+    for name in ("a", "b"):
+        _, report = await p.aprofile_many([{**RECORD, "user_id": name, "seen": [name]}])
+        assert report.meter.samples == 2

@@ -13,7 +13,7 @@ from cp_agents import Profiler
 from cp_agents.backends.registry import BackendOptions, resolve_backend
 from cp_agents.backends.tag_logprobs import ScoredCompletion, tag_probabilities
 from cp_agents.backends.vllm import VllmBackend
-from cp_agents.backends.wire_grammar import constraint as constraint_of
+from cp_agents.backends.wire_grammar import constraint, wire_regex
 from cp_agents.background import run_sync
 from cp_agents.errors import BackendError, ErrorType
 from cp_agents.parsing import parse_answer, parse_completion
@@ -28,8 +28,12 @@ CUES = "[posted]\n- my cat sleeps all day\n- the flat is small\n[self_reported]\
 BLOCK = 32
 
 
-def open_backend(spec: str) -> VllmBackend:
-    backend = resolve_backend(spec, BackendOptions(taxonomy=PETS))
+SHORT = {"structured_outputs": {"regex": wire_regex(PETS, evidence_chars=24)}}
+"""Tokens are dear on a CPU."""
+
+
+def open_backend(spec: str, **extra: object) -> VllmBackend:
+    backend = resolve_backend(spec, BackendOptions(taxonomy=PETS, extra=extra))
     assert isinstance(backend, VllmBackend)
     return backend
 
@@ -37,8 +41,8 @@ def open_backend(spec: str) -> VllmBackend:
 @pytest.fixture(scope="module")
 def backend(models: Models) -> Iterator[VllmBackend]:
     # Without chunked prefill, so that seeds can be used on a CPU.
-    own = f"structured=regex&logprobs=5&block_size={BLOCK}&enable_chunked_prefill=false"
-    backend = open_backend(f"vllm:{models.base}?{own}&{SMALL}")
+    own = f"logprobs=5&block_size={BLOCK}&enable_chunked_prefill=false"
+    backend = open_backend(f"vllm:{models.base}?{own}&{SMALL}", **SHORT)
     yield backend
     run_sync(backend.aclose())
 
@@ -65,7 +69,7 @@ async def test_ten_samples_land_one_by_one_and_all_parse(backend: VllmBackend) -
     usage = {c.index: c.usage for c in landed}
     assert usage[0].prompt_tokens > 500
     assert [usage[i].prompt_tokens for i in range(1, 10)] == [0] * 9
-    assert all(u.completion_tokens > 30 for u in usage.values())
+    assert all(u.completion_tokens > 20 for u in usage.values())
     assert len({c.text for c in landed}) > 5
 
 
@@ -99,8 +103,8 @@ async def test_six_attributes_parse_too(backend: VllmBackend) -> None:
 
     async def straight(llm: Any) -> list[str]:
         prompt = llm.get_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        constraint = StructuredOutputsParams(**constraint_of("regex", taxonomy))
-        params = SamplingParams(n=10, max_tokens=1200, structured_outputs=constraint)
+        structured = StructuredOutputsParams(**constraint("regex", taxonomy))
+        params = SamplingParams(n=10, max_tokens=1200, structured_outputs=structured)
         *_, last = [output async for output in llm.generate(prompt, params, "six")]
         return [choice.text for choice in last.outputs]
 

@@ -1,0 +1,108 @@
+"""Answers drawn from the reading of a cue block.
+
+Every sample sees a bootstrap of the rows (each counts Poisson(1) times: resampling with replacement, row by row),
+and for each attribute
+
+    evidence    e_t = damp(sum of the resampled votes for t) + self-report + implications of the other attributes
+    posterior   q_t = softmax(prior_t + e_t)
+    answer      t ~ softmax(sharpness * (prior_t + e_t) / temperature),   or NA where max e - min e < na_below
+
+with damp(x) = sign(x) * damping * ln(1 + |x| / damping), as the lines of one person are no independent witnesses.
+The confidence 1..5 is the posterior of the drawn tag with chance taken out, (q_t - 1/K) / (1 - 1/K), against the
+four levels. So samples disagree where the evidence is thin, and contradictions cost confidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cp_agents.backends.lexicon_compile import Floats, Lexicon
+from cp_agents.backends.lexicon_read import ALWAYS, Reading
+from cp_agents.schema import NA
+from cp_agents.wire import WireAnswer
+
+QUOTES = 3
+"""At most so many quotations in one evidence text."""
+
+
+def answer(
+    lexicon: Lexicon, block: str, reading: Reading, seeds: Sequence[int], temperature: float = 1.0
+) -> list[list[WireAnswer]]:
+    """One answer per seed, all attributes in order; a seed's answer does not depend on the other seeds.
+
+    At temperature 0 the whole record is seen and the best tag is taken.
+    """
+    settings = lexicon.settings
+    counts, luck = _resample(reading, len(lexicon.slices), seeds, temperature > 0)
+    raw = counts @ np.array(reading.rows).reshape(-1, len(lexicon.prior))
+    direct = np.sign(raw) * settings.damping * np.log1p(np.abs(raw) / settings.damping) + reading.reported
+    lift = _posterior(lexicon, lexicon.prior + direct) - _posterior(lexicon, lexicon.prior[None, :])
+    evidence = direct + lift @ lexicon.implies
+    score = lexicon.prior + evidence
+    posterior = _posterior(lexicon, score)
+    chances = (
+        _posterior(lexicon, score * (settings.sharpness / temperature)) if temperature > 0 else posterior
+    )
+    answers: list[list[WireAnswer]] = [[] for _ in seeds]
+    for a, (name, part) in enumerate(lexicon.slices.items()):
+        span = evidence[:, part].max(axis=1) - evidence[:, part].min(axis=1)
+        if temperature > 0:
+            drawn = (np.cumsum(chances[:, part], axis=1) < luck[:, a, None]).sum(axis=1)
+            drawn = np.minimum(drawn, part.stop - part.start - 1)
+        else:
+            drawn = posterior[:, part].argmax(axis=1)
+        chance = 1 / (part.stop - part.start)
+        for i, tag in enumerate(drawn):
+            if span[i] < settings.na_below:
+                answers[i].append(WireAnswer(name, NA, 1, ""))
+                continue
+            sure = (posterior[i, part.start + tag] - chance) / max(1 - chance, 1e-9)
+            confidence = 1 + int(np.searchsorted(settings.levels, sure, side="right"))
+            quote = _quote(lexicon, block, reading, part.start + int(tag), counts[i])
+            answers[i].append(WireAnswer(name, lexicon.taxonomy[name].names[tag], confidence, quote))
+    return answers
+
+
+def _resample(
+    reading: Reading, attributes: int, seeds: Sequence[int], bootstrap: bool
+) -> tuple[Floats, Floats]:
+    """How often each row counts (seeds, rows), and one uniform number per attribute (seeds, attributes)."""
+    rows = len(reading.rows)
+    counts = np.ones((len(seeds), rows))
+    luck = np.zeros((len(seeds), attributes))
+    if bootstrap:
+        for i, seed in enumerate(seeds):
+            rng = np.random.default_rng((reading.digest, seed % 2**64))
+            luck[i] = rng.random(attributes)
+            counts[i] = rng.poisson(1.0, rows)
+    return counts, luck
+
+
+def _posterior(lexicon: Lexicon, score: Floats) -> Floats:
+    """Softmax per attribute, (samples, columns)."""
+    q = np.empty_like(score)
+    for part in lexicon.slices.values():
+        e = np.exp(score[:, part] - score[:, part].max(axis=1, keepdims=True))
+        q[:, part] = e / e.sum(axis=1, keepdims=True)
+    return q
+
+
+def _quote(lexicon: Lexicon, block: str, reading: Reading, column: int, counts: Floats) -> str:
+    """What the sample saw that speaks for the tag; where nothing does, what speaks for a tag that implies it."""
+    if column not in reading.implied:
+        causes = np.flatnonzero(lexicon.implies[:, column] > 0)
+        reading.implied[column] = sorted(s for c in causes for s in reading.supports.get(int(c), ()))[::-1]
+    for candidates in (reading.supports.get(column, ()), reading.implied[column]):
+        quotes: list[str] = []
+        for support in candidates:
+            if support.row == ALWAYS or counts[support.row] > 0:
+                text = block[support.start : support.end]
+                if text not in quotes:
+                    quotes.append(text)
+                if len(quotes) == QUOTES:
+                    break
+        if quotes:
+            return "; ".join(quotes)
+    return ""
