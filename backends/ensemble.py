@@ -62,6 +62,7 @@ class EnsembleBackend:
             n=all(one.n for one in each),
             seed=all(one.seed for one in each),
             retries=all(one.retries for one in each),
+            by_record=any(one.by_record for one in each),
         )
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:

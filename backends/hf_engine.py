@@ -233,7 +233,6 @@ class Engine:
             finish_reason=reason,
             usage=draw.usage.model_copy(update={"completion_tokens": len(draw.tokens)}),
             latency_s=time.perf_counter() - draw.started,
-            cost_usd=0.0,
             sampler=self._sampler,
         )
         draw.land(completion)

@@ -132,7 +132,8 @@ def best_dtype(device: str) -> str:
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device == "cpu":
-        able = torch.cpu.get_capabilities()
+        # Releases of torch without it do not tell.
+        able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return "bfloat16" if any(able.get(name) for name in ("avx512_bf16", "amx_bf16")) else "float32"
     return "float32"
 

@@ -173,7 +173,6 @@ def _compile(file: LexiconFile, common: CommonFile, taxonomy: Taxonomy, revision
     for attribute in taxonomy.attributes:
         right = file.attributes.get(attribute.name, AttributeLexicon()).trust
         trust[slices[attribute.name]] = np.log(right / (1 - right) * max(1, len(attribute.tags) - 1))
-    names = {fold(n) for a in taxonomy.attributes for t in a.tags for n in (t.name, *t.aliases)}
     fields: dict[str, list[tuple[int, str]]] = {}
     for attribute in taxonomy.attributes:
         for rank, name in enumerate(attribute.self_reported or [attribute.name]):
@@ -194,7 +193,7 @@ def _compile(file: LexiconFile, common: CommonFile, taxonomy: Taxonomy, revision
         sources={fold(n): (kind, source) for kind, source in common.sources.items() for n in source.names},
         fields=fields,
         negations=frozenset(normaliser.key(word) for word in split_phrases(common.negations)),
-        instructions=_pattern(common.instructions, names),
+        instructions=_pattern(common.instructions, taxonomy),
         revision=revision,
     )
 
@@ -208,10 +207,23 @@ def _own_phrases(table: _Table, taxonomy: Taxonomy, known: set[str]) -> None:
                 table.literal(attribute.name, tag.name, ((n, PLAIN_WEIGHT) for n in names))
 
 
-def _pattern(expressions: list[str], names: set[str]) -> re.Pattern[str] | None:
+def _pattern(expressions: list[str], taxonomy: Taxonomy) -> re.Pattern[str] | None:
     if not expressions:
         return None
+    names = {fold(name) for a in taxonomy.attributes for tag in a.tags for name in (tag.name, *tag.aliases)}
     # names of one or two Latin letters ("it", "m") are everyday words
-    telling = sorted((n for n in names if len(n) > 2 or not n.isascii()), key=len, reverse=True)
-    alternatives = "|".join(map(re.escape, telling)) or r"(?!)"
-    return re.compile("|".join(f"(?:{e.replace('{names}', f'(?:{alternatives})')})" for e in expressions))
+    telling = {name for name in names if len(name) > 2 or not name.isascii()}
+    words = {"{names}": telling, "{attributes}": {fold(name) for name in taxonomy.names}}
+    alternatives = {
+        placeholder: "|".join(map(re.escape, sorted(found, key=lambda name: (-len(name), name)))) or r"(?!)"
+        for placeholder, found in words.items()
+    }
+    written = []
+    for expression in expressions:
+        for placeholder, pattern in alternatives.items():
+            expression = expression.replace(placeholder, f"(?:{pattern})")
+        written.append(f"(?:{expression})")
+    try:
+        return re.compile("|".join(written))
+    except re.error as error:
+        raise InputError(f"an instruction pattern is no regular expression ({error})") from None

@@ -5,7 +5,7 @@ and for each attribute
 
     evidence    e_t = damp(sum of the resampled votes for t) + self-report + implications of the other attributes
     posterior   q_t = softmax(prior_t + e_t)
-    answer      t ~ softmax(sharpness * (prior_t + e_t) / temperature),   or NA where max e - min e < na_below
+    answer      t ~ softmax(sharpness * (prior_t + e_t) / temperature),   or NA where max(e, 0) - min(e, 0) < na_below
 
 with damp(x) = sign(x) * damping * ln(1 + |x| / damping), as the lines of one person are no independent witnesses.
 The confidence 1..5 is the posterior of the drawn tag with chance taken out, (q_t - 1/K) / (1 - 1/K), against the
@@ -25,6 +25,8 @@ from cp_agents.wire import WireAnswer
 
 QUOTES = 3
 """At most so many quotations in one evidence text."""
+_GOLDEN = (5**0.5 - 1) / 2
+_SEED_PERIOD = 2**32
 
 
 def answer(
@@ -47,36 +49,42 @@ def answer(
     )
     answers: list[list[WireAnswer]] = [[] for _ in seeds]
     for a, (name, part) in enumerate(lexicon.slices.items()):
-        span = evidence[:, part].max(axis=1) - evidence[:, part].min(axis=1)
+        of_tags = evidence[:, part]
+        span = np.maximum(of_tags.max(axis=1), 0) - np.minimum(of_tags.min(axis=1), 0)
         if temperature > 0:
             drawn = (np.cumsum(chances[:, part], axis=1) < luck[:, a, None]).sum(axis=1)
             drawn = np.minimum(drawn, part.stop - part.start - 1)
         else:
             drawn = posterior[:, part].argmax(axis=1)
-        chance = 1 / (part.stop - part.start)
+        sure = posterior[np.arange(len(seeds)), part.start + drawn]
+        tags = part.stop - part.start
+        sure = (sure - 1 / tags) / (1 - 1 / tags) if tags > 1 else 1 - np.exp(-span)
+        levels = 1 + np.searchsorted(settings.levels, sure, side="right")
         for i, tag in enumerate(drawn):
             if span[i] < settings.na_below:
                 answers[i].append(WireAnswer(name, NA, 1, ""))
                 continue
-            sure = (posterior[i, part.start + tag] - chance) / max(1 - chance, 1e-9)
-            confidence = 1 + int(np.searchsorted(settings.levels, sure, side="right"))
             quote = _quote(lexicon, block, reading, part.start + int(tag), counts[i])
-            answers[i].append(WireAnswer(name, lexicon.taxonomy[name].names[tag], confidence, quote))
+            answers[i].append(WireAnswer(name, lexicon.taxonomy[name].names[tag], int(levels[i]), quote))
     return answers
 
 
 def _resample(
     reading: Reading, attributes: int, seeds: Sequence[int], bootstrap: bool
 ) -> tuple[Floats, Floats]:
-    """How often each row counts (seeds, rows), and one uniform number per attribute (seeds, attributes)."""
+    """How often each row counts (seeds, rows), and one number in 0..1 per attribute (seeds, attributes).
+
+    The latter steps by the golden ratio from seed to seed: of consecutive samples, shares come close to the chances
+    with far fewer of them than independent numbers would need.
+    """
     rows = len(reading.rows)
     counts = np.ones((len(seeds), rows))
     luck = np.zeros((len(seeds), attributes))
     if bootstrap:
+        start = np.random.default_rng(reading.digest).random(attributes)
         for i, seed in enumerate(seeds):
-            rng = np.random.default_rng((reading.digest, seed % 2**64))
-            luck[i] = rng.random(attributes)
-            counts[i] = rng.poisson(1.0, rows)
+            luck[i] = (start + seed % _SEED_PERIOD * _GOLDEN) % 1.0
+            counts[i] = np.random.default_rng((reading.digest, seed % _SEED_PERIOD)).poisson(1.0, rows)
     return counts, luck
 
 

@@ -112,7 +112,7 @@ class CommonFile(_Part):
     """Two texts of equal length: each character of the first counts as the one below it (traditional, simplified)."""
     negations: Phrases = []
     instructions: list[str] = []
-    """Regular expressions over the folded text of a line; `{names}` stands for any tag."""
+    """Regular expressions over the folded text of a line; `{names}` is any tag, `{attributes}` any attribute."""
     sources: dict[str, Source] = {}
     """How lines count, by kind of source."""
 

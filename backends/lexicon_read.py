@@ -74,7 +74,7 @@ def read_block(lexicon: Lexicon, block: str, lines: Sequence[CueLine]) -> Readin
     kinds = {name: lexicon.sources.get(fold(name), _PLAIN) for name in {line.source for line in kept}}
     read = [_votes(lexicon, kinds[line.source][0], line) for line in kept]
     seen = "\n".join(f"{line.source}\0{line.text}\0{line.times}\0{line.weight}" for line in kept)
-    seed = f"{lexicon.revision}\n{seen}\n{sorted(column for column, _ in claims)}"
+    seed = f"{seen}\n{sorted(column for column, _ in claims)}"
     reading = Reading(
         np.zeros(len(lexicon.prior)), int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8])
     )

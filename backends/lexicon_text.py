@@ -24,7 +24,7 @@ _TOKEN = re.compile(rf"[{_UNSPACED}]|{_WORD}(?:['’]{_WORD})*[+#]*|[{_SYMBOLS}]
 _UNSPACED_STEM = re.compile(rf"(?<=[{_UNSPACED}])\*")  # characters match inside longer words anyway
 _PHRASE_TOKEN = re.compile(rf"[*_]|\{{[a-z_]+\}}|{_TOKEN.pattern}")
 _LITERAL = re.compile(r"[{}_]")
-STOPS = frozenset(unicodedata.normalize("NFKC", _STOPS)) | frozenset(_STOPS)
+STOPS = frozenset(unicodedata.normalize("NFKC", stop) for stop in _STOPS)
 
 ANY = "_"
 """In a phrase: exactly one word, whichever."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -17,6 +18,13 @@ Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
 
 
+def check_positive(what: str, value: object) -> None:
+    """Raise `InputError` that names `what` unless `value` is a finite number above 0 (NaN compares as neither)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        shown = f"{value:g}" if isinstance(value, float) else repr(value)[:40]
+        raise InputError(f"{what} should be above 0, found {shown}")
+
+
 class TokenBucket:
     """At most `per_minute` units started in any 60 seconds, with bursts of one second's worth.
 
@@ -25,8 +33,7 @@ class TokenBucket:
     """
 
     def __init__(self, per_minute: float, clock: Clock = time.monotonic) -> None:
-        if per_minute <= 0:
-            raise InputError(f"a limit per minute should be above 0, found {per_minute:g}")
+        check_positive("a limit per minute", per_minute)
         self._burst = max(1.0, per_minute / 60)
         # A full bucket is spent on top of what flows in during a minute: the flow makes room for it.
         self._per_second = (per_minute - (self._burst - 1)) / 60
@@ -61,8 +68,8 @@ class Budget:
 
     def __init__(self, max_usd: float | None = None, max_tokens: int | None = None) -> None:
         for name, limit in (("max_usd", max_usd), ("max_tokens", max_tokens)):
-            if limit is not None and limit <= 0:
-                raise InputError(f"the budget's {name} should be above 0, found {limit:g}")
+            if limit is not None:
+                check_positive(f"the budget's {name}", limit)
         self.max_usd = max_usd
         self.max_tokens = max_tokens
         self.usd = 0.0

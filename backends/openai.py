@@ -7,11 +7,14 @@ each sample is when all is said.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import os
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tenacity import (
     AsyncRetrying,
@@ -97,7 +100,9 @@ class OpenAIBackend:
             max_connections=max_connections,
             http_client=http_client,
         )
-        self._identity = Identity("openai", model, self._endpoint.public_url, revision)
+        self._identity = Identity(
+            "openai", model, self._endpoint.public_url, _revision(revision, base_url or "", extra_body)
+        )
         self._n: bool | None = {"probe": None, "yes": True, "no": False}[n]
         self._max_attempts = max_attempts
         self._limits = Limits(
@@ -306,6 +311,15 @@ def _may_help(error: BaseException) -> bool:
     if not isinstance(error, CallError) or error.rejects_n:
         return False
     return error.is_retryable and (error.retry_after or 0.0) <= PATIENCE_S
+
+
+def _revision(given: str, base_url: str, extra_body: dict[str, Any] | None) -> str:
+    """What decides the answers beside model and endpoint: the given revision, extra parameters, the URL's query."""
+    query = urlsplit(base_url).query
+    if not query and not extra_body:
+        return given
+    canonical = json.dumps([query, extra_body or {}], sort_keys=True, default=str)
+    return "+".join(filter(None, (given, hashlib.sha256(canonical.encode()).hexdigest()[:12])))
 
 
 def from_spec(model: str, options: BackendOptions) -> OpenAIBackend:

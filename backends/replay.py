@@ -8,7 +8,6 @@ never a made-up answer.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,13 @@ from typing import Any
 from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.backends.registry import BackendOptions
 from cp_agents.errors import ErrorType, InputError
-from cp_agents.schema import Completion, Usage
+from cp_agents.files import parse_line, raw_lines
+from cp_agents.schema import Completion, Usage, read_user_id
 
 Recording = dict[str, dict[int, Completion]]
+
+_MOST_TOKENS = 10**12
+"""More is no count; it also fits the store's integers."""
 
 
 class ReplayBackend:
@@ -28,8 +31,11 @@ class ReplayBackend:
         self._path = Path(path)
         if not self._path.is_file():
             raise InputError(f"no recording at {path}: expected a trace store or a JSONL of recorded answers")
-        with self._path.open("rb") as file:
-            is_store = file.read(16).startswith(b"SQLite format 3")
+        try:
+            with self._path.open("rb") as file:
+                is_store = file.read(16).startswith(b"SQLite format 3")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         if is_store:
             self._recording, revision = _from_store(self._path, run_id)
         else:
@@ -44,7 +50,7 @@ class ReplayBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Everything at once, always the same."""
-        return Capabilities(n=True, seed=True, retries=True)
+        return Capabilities(n=True, seed=True, retries=True, by_record=True)
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """The recorded answers for `request.record_key`."""
@@ -84,36 +90,55 @@ def _from_store(path: Path, run_id: str | None) -> tuple[Recording, str]:
 def _from_jsonl(path: Path) -> tuple[Recording, str]:
     recording: Recording = {}
     digest = hashlib.sha256()
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            digest.update(line.encode())
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                user_id, samples = str(row["user_id"]), row["samples"]
-                texts = [(str(s["text"]), s.get("finish_reason")) for s in samples]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise InputError(
-                    f'{path} line {number}: expected {{"user_id", "samples": [{{"text", "finish_reason"}}, ...]}}'
-                ) from None
+    for number, line in raw_lines(path):
+        digest.update(line)
+        try:
+            row = parse_line(line)
+            if not isinstance(row, dict) or not isinstance(row.get("samples"), list):
+                raise InputError('expected {"user_id", "samples": [{"text", "finish_reason"}, ...]}')
+            user_id = read_user_id(row.get("user_id"))
+            if user_id in recording:
+                raise InputError(f"user {user_id!r} has a line before it already")
+            texts = [_answer(sample, i) for i, sample in enumerate(row["samples"], 1)]
             usage = _shared_usage(row.get("usage"), len(texts))
-            recording[user_id] = {
-                i: Completion(
-                    index=i, text=text, finish_reason=finish, sampler=f"replay:{path.name}", usage=usage[i]
-                )
-                for i, (text, finish) in enumerate(texts)
-            }
+        except InputError as error:
+            raise InputError(f"{path} line {number}: {error}") from None
+        recording[user_id] = {
+            i: Completion(
+                index=i, text=text, finish_reason=finish, sampler=f"replay:{path.name}", usage=usage[i]
+            )
+            for i, (text, finish) in enumerate(texts)
+        }
     if not recording:
         raise InputError(f"{path} holds no recorded answers")
     return recording, digest.hexdigest()[:12]
 
 
-def _shared_usage(total: Any, n: int) -> list[Usage]:
+def _answer(sample: object, number: int) -> tuple[str, str | None]:
+    if not isinstance(sample, dict) or not isinstance(sample.get("text"), str):
+        raise InputError(f'sample {number} should be an object with a "text"')
+    finish = sample.get("finish_reason")
+    if finish is not None and not isinstance(finish, str):
+        raise InputError(f'the "finish_reason" of sample {number} should be text')
+    return sample["text"], finish
+
+
+def _tokens(total: dict[str, Any], name: str) -> int:
+    value = total.get(name)
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_TOKENS:
+        raise InputError(f'the usage\'s "{name}" should be a number of tokens')
+    return int(value)
+
+
+def _shared_usage(total: object, n: int) -> list[Usage]:
     """A record's total usage over its samples: the prompt on the first, completion tokens split evenly."""
-    if not isinstance(total, dict):
+    if total is None:
         return [Usage() for _ in range(n)]
-    prompt, completion = int(total.get("prompt_tokens") or 0), int(total.get("completion_tokens") or 0)
+    if not isinstance(total, dict):
+        raise InputError('the "usage" should be an object')
+    prompt, completion = _tokens(total, "prompt_tokens"), _tokens(total, "completion_tokens")
     each, rest = divmod(completion, max(n, 1))
     return [
         Usage(prompt_tokens=prompt if i == 0 else 0, completion_tokens=each + (i < rest)) for i in range(n)

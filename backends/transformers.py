@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.backends.hf_engine import Engine
 from cp_agents.backends.hf_files import find_model
+from cp_agents.backends.limits import Budget, Limits
+from cp_agents.backends.usage import Prices
 from cp_agents.errors import BackendError, InputError, MissingExtraError
 from cp_agents.schema import Completion
 
@@ -40,7 +42,8 @@ class TransformersBackend:
 
     `stop` is the text that completes an answer. `device` is cuda where there is a GPU, else cpu; `dtype` is
     bfloat16 where the device computes with it, else float32. `max_rows` bounds the samples that run at a time.
-    The weights are loaded with the first sample, in the worker thread. `hub` is the base URL of a model hub.
+    The weights are loaded with the first sample, in the worker thread. `hub` is the base URL of a model hub; `prices`,
+    in USD per million tokens, are what the machine's time is worth, if that is to be counted.
     Raises `InputError` for a model that is not there or has no chat template, `MissingExtraError` without the
     packages.
     """
@@ -54,6 +57,8 @@ class TransformersBackend:
         dtype: str | None = None,
         max_rows: int | None = None,
         hub: str | None = None,
+        budget: Budget | None = None,
+        prices: Prices | None = None,
     ) -> None:
         if any(find_spec(name) is None for name in _NEEDS):
             raise MissingExtraError("the transformers backend", "transformers")
@@ -65,6 +70,8 @@ class TransformersBackend:
             )
         if dtype is not None and dtype not in _DTYPES:
             raise InputError(f"dtype should be one of {', '.join(_DTYPES)}, found {dtype!r}")
+        if budget is not None and budget.max_usd is not None and prices is None:
+            raise InputError("a budget in USD needs prices (USD per million prompt and completion tokens)")
         if max_rows is not None and max_rows < 1:
             raise InputError(f"max_rows should be 1 or more, found {max_rows}")
         from cp_agents.backends.hf_model import best_device, best_dtype
@@ -73,6 +80,8 @@ class TransformersBackend:
         dtype = dtype or best_dtype(self._device)
         # Rounding is part of what decides an answer.
         self._identity = Identity("transformers", model, revision=f"{files.revision()}-{dtype}")
+        self._limits = Limits(budget=budget)
+        self._prices = prices
         self._engine = Engine(
             partial(_load, files, self._device, dtype, stop),
             max_rows=max_rows or _MAX_ROWS.get(self._device, _MAX_ROWS_GPU),
@@ -97,8 +106,9 @@ class TransformersBackend:
         """One completion per index, each as it lands; leaving early frees its rows at the next token.
 
         The prompt's tokens are counted on the request's first sample, as cached where another prompt or request had
-        them read. Raises `BackendError` where the model cannot be loaded.
+        them read. Raises `BackendError` where the model cannot be loaded or the budget is spent.
         """
+        await self._limits.admit()
         loop = asyncio.get_running_loop()
         landed: asyncio.Queue[Completion | BackendError] = asyncio.Queue()
 
@@ -111,7 +121,9 @@ class TransformersBackend:
                 result = await landed.get()
                 if isinstance(result, BackendError):
                     raise result
-                yield result
+                cost = None if self._prices is None else self._prices.cost(result.usage)
+                self._limits.settle(0, [result.usage], [cost])
+                yield result.model_copy(update={"cost_usd": cost})
         finally:
             call.cancel()
 
@@ -137,5 +149,10 @@ def from_spec(rest: str, options: BackendOptions) -> TransformersBackend:
             f"the transformers backend takes {', '.join(sorted(known))}, found {', '.join(unknown)}"
         )
     return TransformersBackend(
-        rest, stop=f"</{options.taxonomy.names[-1]}>", hub=options.base_url, **options.extra
+        rest,
+        stop=f"</{options.taxonomy.names[-1]}>",
+        hub=options.base_url,
+        budget=options.budget,
+        prices=options.prices_of(f"transformers:{rest}"),
+        **options.extra,
     )

@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 from cp_agents.errors import InputError
 from cp_agents.schema import Usage
 
+_MOST_USD = 1e9
+"""Per million tokens; also keeps infinity out."""
+_MOST_TOKENS = 10**12
+
 
 class Prices(NamedTuple):
     """USD per million tokens."""
@@ -28,6 +32,8 @@ class Prices(NamedTuple):
         for name, value in prices.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
                 raise InputError(f"the price {name} should be a number of 0 or more, found {value!r}")
+            if value > _MOST_USD:
+                raise InputError("a price should be a finite number")
         return cls(**prices)
 
     def cost(self, usage: Usage) -> float:
@@ -72,7 +78,8 @@ def estimate_usage(prompt_tokens: int, completion_tokens: Sequence[int]) -> list
 
 def _count(raw: Any, name: str) -> int:
     value = raw.get(name) if isinstance(raw, dict) else None
-    return int(value) if isinstance(value, int | float) and value > 0 else 0
+    # An endpoint can say anything: what is no count of tokens (NaN, 1e400) is taken as not said.
+    return int(value) if isinstance(value, int | float) and 0 < value <= _MOST_TOKENS else 0
 
 
 def _split(total: int, n: int) -> list[int]:

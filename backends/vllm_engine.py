@@ -43,17 +43,28 @@ _AT_THE_END = 1 << 30
 complete, not at every token."""
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _SHUTDOWN_S = 10.0
-_MEMORY = re.compile(
-    r"out of memory|cannot allocate|not enough memory|no available memory|kv cache", re.IGNORECASE
-)
+_PERHAPS_MEMORY = re.compile(r"memory|kv cache|initialization failed", re.IGNORECASE)
 _TOO_LONG = re.compile(r"context length|longer than the maximum|max_model_len", re.IGNORECASE)
+
+
+class Vllm(NamedTuple):
+    """What is used of vllm."""
+
+    AsyncEngineArgs: Any
+    AsyncLLM: Any
+    LoRARequest: Any
+    RequestOutputKind: Any
+    SamplingParams: Any
+    StructuredOutputsParams: Any
+    platform: Any
 
 
 class Running(NamedTuple):
     """A started engine."""
 
+    vllm: Vllm
     llm: Any
-    """`vllm.v1.engine.async_llm.AsyncLLM`"""
+    """The `AsyncLLM`."""
     tokenizer: Any
     max_model_len: int
     sampling: dict[str, Any]
@@ -108,13 +119,12 @@ class Engine:
     ) -> AsyncIterator[Any]:
         """vLLM's `RequestOutput`s for a prompt: each sample's first token, then the rest of it when it is complete."""
         running = await self.running()
-        parameters = import_module("vllm.sampling_params")
-        constraint = parameters.StructuredOutputsParams(**structured) if structured else None
-        params = parameters.SamplingParams(
+        vllm = running.vllm
+        params = vllm.SamplingParams(
             **running.sampling,
             **sampling,
-            structured_outputs=constraint,
-            output_kind=parameters.RequestOutputKind.DELTA,
+            structured_outputs=vllm.StructuredOutputsParams(**structured) if structured else None,
+            output_kind=vllm.RequestOutputKind.DELTA,
         )
         prompt = {"type": "token", "prompt_token_ids": ids}
         async for output in running.llm.generate(prompt, params, uuid.uuid4().hex, lora_request=running.lora):
@@ -123,7 +133,10 @@ class Engine:
     async def _start(self) -> Running:
         started = time.perf_counter()
         try:
-            running = await asyncio.to_thread(self._make)
+            # Two calls: something that vLLM imports keeps the frames that it was imported from, with all that is in
+            # them; the engine should not be.
+            vllm = await asyncio.to_thread(_import)
+            running = await asyncio.to_thread(self._make, vllm)
         except BackendError:
             raise
         except Exception as error:
@@ -131,15 +144,10 @@ class Engine:
         log.info("vLLM was ready after %.0f s", time.perf_counter() - started)
         return running
 
-    def _make(self) -> Running:
-        # vLLM would otherwise write its progress to standard output, which belongs to the application.
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report home
-        args_class = import_module("vllm.engine.arg_utils").AsyncEngineArgs
-        sampling_class = import_module("vllm.sampling_params").SamplingParams
-        known = {field.name for field in dataclasses.fields(args_class)}
-        arguments, sampling = sort_out(self._options, known, set(sampling_class.__struct_fields__))
-        sampling_class(**sampling)  # what cannot be is said before minutes are spent on the weights
+    def _make(self, vllm: Vllm) -> Running:
+        known = {field.name for field in dataclasses.fields(vllm.AsyncEngineArgs)}
+        arguments, sampling = sort_out(self._options, known, set(vllm.SamplingParams.__struct_fields__))
+        vllm.SamplingParams(**sampling)  # what cannot be is said before minutes are spent on the weights
         lora = None
         if (adapter := self._files.adapter) is not None:
             rank = adapter_rank(adapter)
@@ -148,18 +156,40 @@ class Engine:
                 "max_loras": 1,
                 "max_lora_rank": next((r for r in _LORA_RANKS if r >= rank), rank),
             } | arguments
-            lora = import_module("vllm.lora.request").LoRARequest(adapter.name, 1, str(adapter.resolve()))
+            lora = vllm.LoRARequest(adapter.name, 1, str(adapter.resolve()))
         fixed = {
             "model": str(self._files.folder.resolve()),
             "tokenizer": str(self._files.tokenizer_folder.resolve()),
             "stream_interval": _AT_THE_END,
         }
-        args = args_class(**({"enable_prefix_caching": True} | arguments | fixed))
-        llm = import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(args)
-        on_cpu = import_module("vllm.platforms").current_platform.is_cpu()
+        args = vllm.AsyncEngineArgs(**({"enable_prefix_caching": True} | arguments | fixed))
+        llm = vllm.AsyncLLM.from_engine_args(args)
         chunked = llm.vllm_config.scheduler_config.enable_chunked_prefill
-        tokenizer, longest = llm.get_tokenizer(), llm.model_config.max_model_len
-        return Running(llm, tokenizer, longest, sampling, lora, takes_seeds=not (on_cpu and chunked))
+        return Running(
+            vllm,
+            llm,
+            llm.get_tokenizer(),
+            llm.model_config.max_model_len,
+            sampling,
+            lora,
+            takes_seeds=not (vllm.platform.is_cpu() and chunked),
+        )
+
+
+def _import() -> Vllm:
+    # vLLM would otherwise write its progress to standard output, which is the application's, and report home.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    parameters = import_module("vllm.sampling_params")
+    return Vllm(
+        import_module("vllm.engine.arg_utils").AsyncEngineArgs,
+        import_module("vllm.v1.engine.async_llm").AsyncLLM,
+        import_module("vllm.lora.request").LoRARequest,
+        parameters.RequestOutputKind,
+        parameters.SamplingParams,
+        parameters.StructuredOutputsParams,
+        import_module("vllm.platforms").current_platform,
+    )
 
 
 def sort_out(
@@ -203,10 +233,11 @@ def read_failure(error: Exception) -> tuple[ErrorType, str]:
 
 def _why_not_started(error: Exception) -> str:
     said = " ".join(str(error).split())[:200]
-    links = [error, error.__cause__, error.__context__]
-    if any(isinstance(link, MemoryError) or _MEMORY.search(str(link)) for link in links if link is not None):
-        return (
-            f"vLLM has not enough memory for the model ({said}): a smaller max_model_len or max_num_seqs, or another "
-            "gpu_memory_utilization (on CPU: VLLM_CPU_KVCACHE_SPACE, in GiB) may help"
+    message = f"vLLM could not start ({type(error).__name__}: {said}), its log says why"
+    # What happens in the engine's own process does not come back with the exception.
+    if isinstance(error, MemoryError) or _PERHAPS_MEMORY.search(said):
+        message += (
+            "; where memory was short, a smaller max_model_len or max_num_seqs or another gpu_memory_utilization (on a "
+            "CPU: a smaller VLLM_CPU_KVCACHE_SPACE) may help"
         )
-    return f"vLLM could not start ({type(error).__name__}: {said}): its log says why"
+    return message

@@ -153,11 +153,11 @@ class VllmServerBackend(OpenAIBackend):
     """Draws samples from a vLLM server.
 
     Without `model` it is the server's own; `adapter` is a folder that the server sees under the same path: it is
-    loaded, under a name that holds its fingerprint, unless it is there already. Of `options`, `structured`,
-    `logprobs` and `seeds` are as for `VllmBackend` (seeds are sent unless they are false), `wait` is how many seconds the server may take to be ready, `revision` a
-    word of yours that tells other weights under the same name apart, and the rest go into the body of every request
-    (`top_k`, `chat_template_kwargs`, ...). Blocks until the server is ready. Raises `InputError` if it is not, or
-    has no such model.
+    loaded, under a name that holds a hash of its files, unless it is there already. Of `options`, `structured`,
+    `logprobs` and `seeds` are as for `VllmBackend`, but seeds are sent unless they are false; `wait` is how many
+    seconds the server may take to be ready; `revision` is a word of yours that tells other weights under the same
+    name apart; the rest goes into the body of every request (`top_k`, `chat_template_kwargs`, ...). Blocks until
+    the server is ready. Raises `InputError` if it is not, or has no such model.
     """
 
     def __init__(

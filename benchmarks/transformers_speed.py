@@ -108,14 +108,14 @@ async def backend(
     return seconds, fresh
 
 
-def cut(chat: ChatModel, tokens: int) -> None:
-    """Let prompts end after so many tokens, with the same share of instructions."""
+def cut(chat: ChatModel, first: SampleRequest, tokens: int) -> None:
+    """Leave out the beginning of the instructions, so that the prompt of `first` has so many tokens."""
     encode = chat.encode
+    drop = max(0, len(encode(first.messages).ids) - tokens)
 
     def shorter(messages: Any) -> Encoded:
         whole = encode(messages)
-        drop = max(0, len(whole.ids) - tokens)
-        return Encoded(whole.ids[drop:], max(0, whole.shared - drop), whole.thinking)
+        return Encoded(whole.ids[drop:], whole.shared - drop, whole.thinking)
 
     chat.encode = shorter  # type: ignore[assignment]
 
@@ -142,9 +142,9 @@ def main() -> None:
     for dtype in args.dtype:
         chat = ChatModel(find_model(args.model), device=device, dtype=dtype, stop="")
         chat.ends = frozenset()
-        if args.prompt:
-            cut(chat, args.prompt)
         asked = requests(max(args.records), args.answer)
+        if args.prompt:
+            cut(chat, asked[0], args.prompt)
         warm = [SampleRequest(asked[0].messages, (0,), max_tokens=2)]
         asyncio.run(backend(chat, warm, args.max_rows))
         rows = {}

@@ -13,6 +13,7 @@ from cp_agents.relabel import fit_on, load_ballots, stored_run
 from cp_agents.schema import NA
 from cp_agents.stores.reviews import reviewed
 from cp_agents.stores.traces import TraceStore
+from cp_agents.taxonomy import Taxonomy
 from cp_agents.voting import METHODS, VoteMethod
 
 KINDS: tuple[CalibratorKind, ...] = ("quintile", "isotonic", "platt")
@@ -30,7 +31,8 @@ def fit_run(
 
     `quintile` needs no labels. `isotonic` and `platt` need the truth: `gold[user_id][attribute]`, or, without
     it, what people said in reviews of this run. Rows whose truth is NA say nothing about a tag and are left
-    out. Raises `InputError` where no attribute has enough rows.
+    out; tags are read as elsewhere (aliases, case). Raises `InputError` where no attribute has enough rows, for
+    a gold tag outside the closed set, and where no gold user is in the run.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of calibrator {kind!r}: expected one of {', '.join(KINDS)}")
@@ -49,9 +51,7 @@ def fit_run(
             raise InputError(f"run {run} has too few records to calibrate on ({len(records)})")
     else:
         truth = (
-            {r[0]: gold.get(r[1], {}) for r in records}
-            if gold is not None
-            else _reviewed_tags(store, records)
+            _gold_tags(gold, records, taxonomy, run) if gold is not None else _reviewed_tags(store, records)
         )
         scores: dict[str, list[float]] = {name: [] for name in taxonomy.names}
         right: dict[str, list[bool]] = {name: [] for name in taxonomy.names}
@@ -74,6 +74,33 @@ def fit_run(
             raise InputError(f"too few labelled rows to fit {kind}: the best attribute has {most}")
     store.put_calibrator(fitted.id, fitted.kind, fitted.to_json(), run)
     return fitted
+
+
+def _gold_tags(
+    gold: Mapping[str, Mapping[str, str]],
+    records: list[tuple[int, str, str, str]],
+    taxonomy: Taxonomy,
+    run: str,
+) -> dict[int, dict[str, str]]:
+    """The gold tags of the run's records, as the taxonomy names them; attributes that it lacks are left out."""
+    truth: dict[int, dict[str, str]] = {}
+    for record_id, user_id, *_ in records:
+        if user_id not in gold:
+            continue
+        tags = truth[record_id] = {}
+        for name, said in gold[user_id].items():
+            if name not in taxonomy:
+                continue
+            tag = taxonomy[name].match_tag(said)
+            if tag is None:
+                raise InputError(
+                    f"gold of user {user_id!r}: {said!r} is no tag of {name}: "
+                    f"expected {', '.join(taxonomy[name].names)}"
+                )
+            tags[name] = tag
+    if not truth:
+        raise InputError(f"none of the {len(gold)} gold users is in run {run}")
+    return truth
 
 
 def _reviewed_tags(store: TraceStore, records: list[tuple[int, str, str, str]]) -> dict[int, dict[str, str]]:

@@ -57,6 +57,13 @@ def uncalibrated_levels(scores: ArrayLike, samples: int) -> LevelArray:
     return np.clip(np.floor(mean + 0.5), 1, 5).astype(np.int64)
 
 
+def tags_hash(taxonomy: Taxonomy) -> str:
+    """12 hex digits over attribute and tag names alone, in any order: what S is counted over."""
+    names = {attribute.name: sorted(attribute.names) for attribute in taxonomy.attributes}
+    canonical = json.dumps(names, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
 class Quintiles(BaseModel):
     """Label-free equal-frequency intervals of S."""
 
@@ -110,6 +117,8 @@ class Calibrator(BaseModel):
     """M of the fit."""
     taxonomy: str
     taxonomy_hash: str
+    tags_hash: str | None = None
+    """See `tags_hash`; None in files of before it was kept."""
     attributes: dict[str, Curve]
 
     @classmethod
@@ -153,6 +162,7 @@ class Calibrator(BaseModel):
             samples=samples,
             taxonomy=taxonomy.name,
             taxonomy_hash=taxonomy.hash,
+            tags_hash=tags_hash(taxonomy),
             attributes=attributes,
         )
 
@@ -184,7 +194,7 @@ class Calibrator(BaseModel):
     @cached_property
     def id(self) -> str:
         """12 hex digits over everything in the calibrator."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        canonical = json.dumps(self._content(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property
@@ -192,8 +202,16 @@ class Calibrator(BaseModel):
         """What a profile says of who spoke: kind and id."""
         return f"{self.kind}:{self.id}"
 
+    def _content(self) -> dict[str, Any]:
+        # Without a tags_hash it is left out, so that a file of before has the id that it always had.
+        exclude = {"tags_hash"} if self.tags_hash is None else None
+        return self.model_dump(mode="json", exclude=exclude)
+
     def check(self, taxonomy: Taxonomy, vote_method: VoteMethod) -> None:
-        """Raise `InputError` where it cannot speak for a run: another vote, or attributes that it lacks."""
+        """Raise `InputError` where it cannot speak for a run: another vote, or other attributes or tags.
+
+        Descriptions, aliases and the taxonomy's name may differ. A file without `tags_hash` is held to the name.
+        """
         if self.vote_method != vote_method:
             raise InputError(
                 f"calibrator {self.label} was fitted on {self.vote_method} votes, "
@@ -204,10 +222,20 @@ class Calibrator(BaseModel):
                 f"calibrator {self.label} was fitted for taxonomy {self.taxonomy}, "
                 f"which has no attribute {missing[0]!r}"
             )
+        same = (
+            self.taxonomy == taxonomy.name
+            if self.tags_hash is None
+            else self.tags_hash == tags_hash(taxonomy)
+        )
+        if not same and self.taxonomy_hash != taxonomy.hash:
+            raise InputError(
+                f"calibrator {self.label} was fitted for another taxonomy ({self.taxonomy}) than this run's "
+                f"({taxonomy.name}): their attributes or tags differ"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The JSON shape of files and of the store."""
-        return {"format": FORMAT, "version": VERSION, "id": self.id, **self.model_dump(mode="json")}
+        return {"format": FORMAT, "version": VERSION, "id": self.id, **self._content()}
 
     @classmethod
     def from_json(cls, raw: object, where: str = "calibrator") -> Calibrator:

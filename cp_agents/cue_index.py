@@ -17,6 +17,7 @@ a self-reported field says ("25" in "age: 25").
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -339,9 +340,11 @@ def _reading(text: str, reported: bool = False, number: str | None = None) -> _R
 
 
 def _is_meaningful(words: list[str]) -> bool:
-    """Whether there is more than stop words, numbers and single characters among folded words."""
+    """Whether there is more than stop words, numbers and single characters among folded words; an emoji is."""
     unspaced = 0
     for word in words:
+        if unicodedata.category(word[0]) == "So":
+            return True
         if is_unspaced(word[:1]):
             unspaced += sum(c not in _STOP_CHARACTERS for c in word)
             if unspaced >= 2:

@@ -75,6 +75,11 @@ class ErrorType(StrEnum):
         return self in _RETRYABLE
 
     @property
+    def is_final(self) -> bool:
+        """Whether a resumed run leaves it: not what may pass by itself, nor a fault that may have been mended."""
+        return not self.is_retryable and self is not ErrorType.INTERNAL
+
+    @property
     def is_fatal(self) -> bool:
         """Whether every other call of this run would fail the same way, so that the run should stop."""
         return self in _FATAL

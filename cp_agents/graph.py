@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict, cast
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.channels import UntrackedValue
 from langgraph.errors import NodeError
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
-from langgraph.types import Checkpointer, RetryPolicy, Send, interrupt
+from langgraph.types import Checkpointer, Command, RetryPolicy, Send, interrupt
 
 from cp_agents import decide, sampling
 from cp_agents.backends.base import Backend
@@ -75,7 +76,8 @@ def _collect(left: list[int] | None, right: list[int] | None) -> list[int]:
 class ProfileState(TypedDict, total=False):
     """The graph's channels."""
 
-    record: dict[str, Any]
+    record: Annotated[dict[str, Any], UntrackedValue]
+    """As it came in, not anonymised: never part of a checkpoint's state."""
     record_id: int
     asked: int
     drawn: Annotated[list[int], _collect]
@@ -140,14 +142,20 @@ def build_graph(
             get_runtime().stream_writer({"sample": index, "outcome": landed.outcome.value})
         return {"drawn": [index]}
 
-    def sample_failed(state: SampleBranch, error: NodeError) -> dict[str, Any]:
-        """After the last retry: a typed row in place of the sample, and the other samples go on."""
+    def sample_failed(state: SampleBranch, error: NodeError) -> Command[Literal["vote"]]:
+        """After the last retry: a typed row in place of the sample, and the others go on.
+
+        It names the way on, because a node that fails on every branch triggers none of its edges.
+        """
         raised = error.error
         if isinstance(raised, BackendError) and raised.error_type.is_fatal:
             raise raised
-        kind = raised.error_type if isinstance(raised, BackendError) else ErrorType.INTERNAL
-        sampling.store_failure(current(), state["record_id"], state["sample_index"], kind, str(raised))
-        return {"drawn": [state["sample_index"]]}
+        if isinstance(raised, BackendError):
+            kind, message = raised.error_type, str(raised)
+        else:  # only its type: its words may quote the record, or a key
+            kind, message = ErrorType.INTERNAL, f"{type(raised).__name__} in the backend"
+        sampling.store_failure(current(), state["record_id"], state["sample_index"], kind, message)
+        return Command(update={"drawn": [state["sample_index"]]}, goto="vote")
 
     def branches(state: ProfileState, _: RunnableConfig) -> list[Send]:
         record_id = state["record_id"]

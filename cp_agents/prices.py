@@ -17,7 +17,6 @@ the file counts. The same in YAML, where the file ends in .yaml or .yml.
 from __future__ import annotations
 
 import logging
-import math
 import tomllib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -118,6 +117,8 @@ def _read(path: Path, text: str) -> dict[str, Any]:
             raw = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"prices {path}: not YAML ({' '.join(str(error).split())})") from None
+        except (RecursionError, ValueError):
+            raise InputError(f"prices {path}: nested too deeply, or a value that is none") from None
         if raw is None:
             return {}
         if not isinstance(raw, dict):
@@ -125,6 +126,8 @@ def _read(path: Path, text: str) -> dict[str, Any]:
         return {str(name): value for name, value in raw.items()}
     try:
         return tomllib.loads(text)
+    except RecursionError:
+        raise InputError(f"prices {path}: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f'prices {path}: not TOML ({error}); names go in quotes, ["kind:model"]') from None
 
@@ -146,6 +149,4 @@ def _entry(path: Path, name: str, value: object) -> Listed:
             Prices.from_dict(prices)
         except InputError as error:
             raise InputError(f"{part}: {error}") from None
-        if not all(map(math.isfinite, prices.values())):
-            raise InputError(f"{part}: a price should be a finite number")
     return Listed(live, batch)

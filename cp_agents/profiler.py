@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import ValidationError
 
 from cp_agents.abstention import parse_tau
 from cp_agents.backends.base import Backend
+from cp_agents.backends.limits import check_positive
 from cp_agents.backends.registry import BackendOptions, resolve_backend
 from cp_agents.background import run_sync
 from cp_agents.calibration import Calibrator
@@ -28,6 +32,16 @@ from cp_agents.voting import METHODS, VoteMethod
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
     from langgraph.types import Checkpointer
+
+_MOST_SAMPLES = 1000
+_POSITIVE = {
+    "timeout_s": "the timeout",
+    "requests_per_minute": "a limit of requests per minute",
+    "tokens_per_minute": "a limit of tokens per minute",
+    "budget_usd": "the budget in USD",
+    "budget_tokens": "the budget in tokens",
+}
+"""Backend options that are finite and above 0 where they are given, and what they are called in a message."""
 
 
 class Profiler:
@@ -71,8 +85,8 @@ class Profiler:
         self.taxonomy = taxonomy if isinstance(taxonomy, Taxonomy) else load_taxonomy(taxonomy)
         if vote not in METHODS:
             raise InputError(f"unknown vote {vote!r}: expected one of {', '.join(METHODS)}")
-        self.settings = ProfileSettings(
-            samples=_in_range("samples", samples, 1, 1000),
+        self.settings = _settings(
+            samples=check_samples(samples),
             vote=vote,
             tau=parse_tau(_tau_words(tau), self.taxonomy),
             review=review or ReviewPolicy(),
@@ -84,9 +98,13 @@ class Profiler:
             evidence_cap=evidence_cap,
             min_survivors=min_survivors,
         )
-        options = BackendOptions(
+        options = _backend_options(
             taxonomy=self.taxonomy, base_url=base_url, timeout_s=timeout, **backend_options
         )
+        if not isinstance(backend, str | Backend):
+            raise InputError(
+                f"backend should be a spec such as 'openai:MODEL' or a backend object, found {type(backend).__name__}"
+            )
         self.backend = resolve_backend(backend, options)
         self.prompt = load_prompt(self.taxonomy, language)
         self.calibrator = (
@@ -175,7 +193,7 @@ class Profiler:
         The run's own votes calibrate it at the end unless the profiler was given a calibrator, or `calibrate`
         is None. Records that fail are in `report.failed` and have no profile.
         """
-        records = list(records)
+        records = _checked(records)
         report = await run_batch(
             self.context,
             records,
@@ -183,7 +201,7 @@ class Profiler:
             calibrator=self.calibrator or calibrate,
             **options,
         )
-        ids = [str(record.get("user_id")) for record in records]
+        ids = [record["user_id"] for record in records]
         return list(profiles_in_order(self.store, self.run_id, ids)), report
 
     def profile_many(
@@ -194,8 +212,74 @@ class Profiler:
 
     async def aclose(self) -> None:
         """Free the backend's connections and close the store."""
-        await self.backend.aclose()
-        self.store.close()
+        try:
+            await self.backend.aclose()
+        finally:
+            self.store.close()
+
+    def close(self) -> None:
+        """`aclose` for callers without an event loop; `with Profiler(...) as profiler:` calls it at the end."""
+        run_sync(self.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_samples(samples: int) -> int:
+    """M, when it is a number of samples that a run may draw. Raises `InputError` otherwise."""
+    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= _MOST_SAMPLES:
+        shown = samples if isinstance(samples, int) else repr(samples)
+        raise InputError(f"samples should be between 1 and {_MOST_SAMPLES}, found {shown}")
+    return samples
+
+
+def _settings(**given: Any) -> ProfileSettings:
+    for name in ("temperature", "top_p"):
+        value = given[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MOST_SAMPLES:
+            raise InputError(f"{name} should be a number, found {value!r}")
+    try:
+        return ProfileSettings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "the settings"
+        wrong = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        raise InputError(f"{name} {wrong}, found {first['input']!r}") from None
+
+
+def _backend_options(**given: Any) -> BackendOptions:
+    known = {field.name for field in fields(BackendOptions)}
+    if unknown := sorted(set(given) - known):
+        raise InputError(
+            f"the profiler has no setting {unknown[0]!r} (backend options: {', '.join(sorted(known))})"
+        )
+    for name in _POSITIVE:
+        if given.get(name) is not None:
+            check_positive(_POSITIVE[name], given[name])
+    return BackendOptions(**given)
+
+
+def _checked(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Before anything is sent: every record has an id that no other has. What else is wrong with a record fails alone."""
+    checked: list[dict[str, Any]] = []
+    seen: dict[str, int] = {}
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, Mapping):
+            raise InputError(f"record {number} should be a mapping, found {type(record).__name__}")
+        try:
+            user_id = UserRecord.from_dict({"user_id": record.get("user_id")}).user_id
+        except InputError as error:
+            raise InputError(f"record {number}: {error}") from None
+        if user_id in seen:
+            raise InputError(
+                f"record {number}: duplicate user_id {user_id!r}, first seen in record {seen[user_id]}"
+            )
+        seen[user_id] = number
+        checked.append({**record, "user_id": user_id})
+    return checked
 
 
 def _tau_words(tau: float | Mapping[str, float] | Sequence[str] | None) -> list[str]:
@@ -204,10 +288,10 @@ def _tau_words(tau: float | Mapping[str, float] | Sequence[str] | None) -> list[
         return []
     if isinstance(tau, Mapping):
         return [f"{name}={value}" for name, value in tau.items()]
-    return [str(tau)] if isinstance(tau, int | float | str) else list(tau)
-
-
-def _in_range(name: str, value: int, low: int, high: int) -> int:
-    if not low <= value <= high:
-        raise InputError(f"{name} should be between {low} and {high}, found {value}")
-    return value
+    if isinstance(tau, int | float | str):
+        return [str(tau)]
+    if not isinstance(tau, Sequence) or not all(isinstance(word, str) for word in tau):
+        raise InputError(
+            f'tau should be a number, {{attribute: number}} or words as ["3", "age=4"], found {tau!r}'
+        )
+    return list(tau)

@@ -135,11 +135,13 @@ def replay(
     *,
     vote: VoteMethod | None = None,
     tau: list[str] | None = None,
-    calibrator: Calibrator | Literal["fit"] | None = "fit",
+    calibrator: Calibrator | Literal["run", "fit"] | None = "run",
 ) -> Iterator[Profile]:
     """The profiles of a stored run under another vote, tau or calibrator. No model call, nothing written.
 
     What is not given stays as the run had it. `tau` is spelled as on the command line: `["3", "age=4"]`.
+    `calibrator="run"` is the run's own, none where a finished run had none; under another vote, and for a run
+    that is not finished, it is fitted (`"fit"`). None leaves the profiles uncalibrated.
     """
     store = store if isinstance(store, TraceStore) else TraceStore(store, must_exist=True)
     run, taxonomy, settings = stored_run(store, run_id)
@@ -151,10 +153,21 @@ def replay(
     if tau:
         changed["tau"] = parse_tau(tau, taxonomy)
     settings = settings.model_copy(update=changed)
+    if calibrator == "run":
+        calibrator = _own_calibrator(store, run, settings.vote)
     if isinstance(calibrator, Calibrator):
         calibrator.check(taxonomy, settings.vote)
     decided, _ = relabel(store, run, taxonomy, settings, calibrator)
     return (d.profile for d in decided)
+
+
+def _own_calibrator(store: TraceStore, run_id: str, vote: VoteMethod) -> Calibrator | Literal["fit"] | None:
+    """The calibrator that spoke last for the run, if it speaks of this vote."""
+    row = store.run(run_id)
+    if row["calibrator_id"] is None:
+        return None if row["finished_at"] else "fit"
+    found = Calibrator.from_json(store.calibrator(row["calibrator_id"]), f"calibrator {row['calibrator_id']}")
+    return found if found.vote_method == vote else "fit"
 
 
 def fit_on(votes: Votes, taxonomy: Taxonomy, settings: ProfileSettings) -> Calibrator | None:

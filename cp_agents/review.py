@@ -34,7 +34,7 @@ class ReviewResponse(BaseModel):
     """A person's answers: `{"answers": {attribute: tag or {tag, note}}, "reviewer": name}`.
 
     `accept: true` keeps the model's tag for every attribute that `answers` leaves out; `ignore: true` leaves
-    them waiting in the store's review queue.
+    them waiting in the store's review queue. `note` goes with every answer that has none of its own.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,6 +43,7 @@ class ReviewResponse(BaseModel):
     accept: bool = False
     ignore: bool = False
     reviewer: str = "anonymous"
+    note: str | None = None
 
 
 def response_schema(taxonomy: Taxonomy, proposed: Mapping[str, str]) -> type[ReviewResponse]:
@@ -77,7 +78,8 @@ def question(user_id: str, run_id: str, wanted: Mapping[str, AttributeProfile], 
     ]
     return {
         "action_request": {"action": ACTION, "args": proposed},
-        "config": {"allow_accept": True, "allow_edit": True, "allow_respond": True, "allow_ignore": True},
+        # A free-text response could not be read as tags, so no form for one is offered.
+        "config": {"allow_accept": True, "allow_edit": True, "allow_respond": False, "allow_ignore": True},
         "description": "\n".join([f"Review of user {user_id} (run {run_id}):", *lines, "", "Record:", cues]),
         "user_id": user_id,
         "run_id": run_id,
@@ -104,15 +106,16 @@ def _unwrap(data: Any) -> Any:
     kind = data.get("type")
     if kind is None:
         return data
+    said = {name: data[name] for name in ("reviewer", "note") if data.get(name) is not None}
     if kind in {"accept", "approve"}:
-        return {"accept": True}
+        return {"accept": True, **said}
     if kind in {"ignore", "reject"}:
-        return {"ignore": True}
+        return {"ignore": True, **said}
     if kind in {"edit", "response", "respond"}:
         edited = data.get("edited_action") or data.get("args")
         arguments = edited.get("args", edited) if isinstance(edited, Mapping) else edited
         if isinstance(arguments, Mapping):
-            return {"answers": dict(arguments)}
+            return {"answers": dict(arguments), **said}
         raise ValueError("an edited answer should hold attributes and tags in `args`")
     raise ValueError(
         f"unknown kind of answer {kind!r}: expected accept, edit, response, ignore, approve or reject"
@@ -126,7 +129,7 @@ def _canonical(data: Mapping[str, Any], taxonomy: Taxonomy, proposed: Mapping[st
         data = {"answers": dict(data)}
     if unknown := set(data) - known:
         raise ValueError(
-            f"unknown field {sorted(unknown)[0]!r}: expected answers, accept, ignore or reviewer"
+            f"unknown field {sorted(unknown)[0]!r}: expected answers, accept, ignore, reviewer or note"
         )
     raw = data.get("answers") or {}
     if not isinstance(raw, Mapping):
@@ -146,4 +149,6 @@ def _canonical(data: Mapping[str, Any], taxonomy: Taxonomy, proposed: Mapping[st
         answers = {name: {"tag": tag} for name, tag in proposed.items()} | answers
     elif not data.get("ignore") and (left := [name for name in proposed if name not in answers]):
         raise ValueError(f"no answer for {', '.join(left)}: answer them, or set accept or ignore")
+    if (note := data.get("note")) is not None:
+        answers = {name: {"note": note} | answer for name, answer in answers.items()}
     return {**data, "answers": answers}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from cp_agents import decide
 from cp_agents.calibration import Calibrator
 from cp_agents.cues import assemble_cues
-from cp_agents.errors import BackendError, CpAgentsError
+from cp_agents.errors import BackendError, CpAgentsError, ErrorType
 from cp_agents.graph import Fanout, ProfilingContext, compile_graph
 from cp_agents.meter import Meter
 from cp_agents.relabel import Decided, relabel
@@ -20,6 +20,8 @@ from cp_agents.schema import Profile, Status, UserRecord
 from cp_agents.stores.reviews import requeue
 from cp_agents.stores.traces import TraceStore, cues_hash
 from cp_agents.voting import VoteMethod
+
+_DEAD_AFTER = 20  # failed samples, with no answer ever
 
 
 @dataclass
@@ -95,6 +97,11 @@ async def run_batch(
                 report.failed[str(raw.get("user_id"))] = str(error)
             except CpAgentsError as error:
                 report.failed[str(raw.get("user_id"))] = str(error)
+            except Exception as error:
+                # One record that nobody foresaw must not end the run for all the others.
+                report.failed[str(raw.get("user_id"))] = f"{type(error).__name__} while profiling this record"
+            if (dead := _nobody_answers(report, ctx.settings.samples)) is not None:
+                fatal.append(dead)
             report.seconds = time.monotonic() - started
             on_record(report)
 
@@ -127,6 +134,19 @@ def store_decided(store: TraceStore, vote: VoteMethod, decided: Iterable[Decided
     while part := list(islice(iterator, batch)):
         store.put_profiles((d.record_id, decide.vote_rows(d.tallies, vote), d.profile) for d in part)
         requeue(store, {d.record_id: d.profile for d in part})
+
+
+def _nobody_answers(report: BatchReport, samples: int) -> BackendError | None:
+    """After a few records without one answer the endpoint is taken for dead, rather than asked for hours."""
+    meter = report.meter
+    lost = sum(meter.errors[kind.value] for kind in (ErrorType.CONNECTION, ErrorType.TIMEOUT))
+    if lost < max(_DEAD_AFTER, 2 * samples) or lost < meter.samples:
+        return None
+    return BackendError(
+        f"none of {lost} samples got an answer (connection failed or timed out): is the endpoint up?"
+        " What was asked for is asked for again by the same command",
+        ErrorType.CONNECTION,
+    )
 
 
 def _is_finished(ctx: ProfilingContext, raw: Mapping[str, Any], finished: Mapping[str, str]) -> bool:

@@ -64,8 +64,11 @@ async def draw(
                 kind = completion.error_type
                 if raise_retryable and kind is not None and kind.is_retryable and not retries_itself:
                     raise BackendError(completion.error_message or kind.value, kind)
-            waiting -= {completion.index for completion in group}
-            for sample in landing.store([landing.landed(completion) for completion in group]):
+            # An index that nobody asked for, or a second answer to one, has no place to go.
+            wanted = {c.index: c for c in group if c.index in waiting}
+            stored_now = landing.store([landing.landed(completion) for completion in wanted.values()])
+            waiting -= set(wanted)
+            for sample in stored_now:
                 yield sample
     except BackendError as error:
         if error.error_type.is_fatal or raise_retryable:
@@ -76,7 +79,8 @@ async def draw(
         # A fault of the adapter itself must not lose the record: it becomes typed rows like any other failure.
         if raise_retryable:
             raise
-        for sample in failures(ErrorType.INTERNAL, f"{type(error).__name__}: {error}"):
+        # Only its type: its words may quote the record, or a key.
+        for sample in failures(ErrorType.INTERNAL, f"{type(error).__name__} in the backend"):
             yield sample
     else:
         if waiting:
@@ -157,7 +161,8 @@ class Landing:
         canonical = self.request.canonical()
         self._ctx = ctx
         self._record_id = record_id
-        self._keys = cache_keys(ctx.backend.identity, canonical, indices)
+        whose = f"\x1f{record.user_id}" if ctx.backend.capabilities.by_record else ""
+        self._keys = cache_keys(ctx.backend.identity, canonical + whose, indices)
         self._prompt_hash = hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def cached(self) -> list[NewSample]:

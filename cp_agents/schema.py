@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import sys
+import unicodedata
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,9 @@ NA = "NA"
 """The tag that says: the record does not tell."""
 
 CONFIDENCE_LEVELS = (1, 2, 3, 4, 5)
+
+_MOST_ID = 512
+_MOST_COUNT = 10**12
 
 SELF_REPORTED = "self_reported"
 """The record's field, and the cue source, of what users say of themselves."""
@@ -100,11 +104,7 @@ class UserRecord(BaseModel):
         """
         if not isinstance(raw, dict):
             raise InputError(f"expected a JSON object for a user record, found {_kind(raw)}")
-        user_id = raw.get("user_id")
-        if isinstance(user_id, int) and not isinstance(user_id, bool):
-            user_id = str(user_id)
-        if not isinstance(user_id, str) or not user_id.strip():
-            raise InputError('the record has no "user_id" (expected a non-empty string)')
+        user_id = read_user_id(raw.get("user_id"))
         sources: dict[str, list[CueItem]] = {}
         for name, value in raw.items():
             if isinstance(value, list):
@@ -114,7 +114,12 @@ class UserRecord(BaseModel):
         reported = raw.get(SELF_REPORTED) or {}
         if not isinstance(reported, dict):
             raise InputError(f'"{SELF_REPORTED}" should be an object of fields, found {_kind(reported)}')
-        flat = {str(k): _field_text(v) for k, v in reported.items() if v is not None and v != ""}
+        try:
+            flat = {str(k): _field_text(v) for k, v in reported.items() if v is not None and v != ""}
+        except (RecursionError, ValueError):
+            raise InputError(
+                f'"{SELF_REPORTED}" is nested too deeply or holds a number of too many digits'
+            ) from None
         return cls(user_id=user_id, sources=sources, self_reported=flat)
 
 
@@ -123,16 +128,40 @@ def _kind(value: object) -> str:
     return names.get(type(value), "nothing" if value is None else "a number")
 
 
+def read_user_id(value: object) -> str:
+    """A user id as text; whole numbers are taken too. Raises `InputError` for what cannot be stored or shown."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**_MOST_ID:
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError('the record has no "user_id" (expected a non-empty string)')
+    if len(value) > _MOST_ID:
+        raise InputError(f'the "user_id" is longer than {_MOST_ID} characters ({len(value):,})')
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+        raise InputError(f'the "user_id" {ascii(value)} holds a control character or half a character')
+    return value
+
+
 def _field_text(value: object) -> str:
+    """Plain words for the prompt: nested fields as `key: value`, empty ones left out."""
     if isinstance(value, list):
-        return ", ".join(_field_text(v) for v in value)
+        return ", ".join(_field_text(v) for v in value if v is not None and v != "")
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_field_text(v)}" for k, v in value.items() if v is not None and v != "")
     return str(value)
 
 
-def _number(value: object, where: str, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise InputError(f"{where}: {what} should be a number of 0 or more, found {value!r}")
+def _number(value: object, where: str, what: str, most: float = sys.float_info.max) -> float:
+    # An integer may be too long to become a float, or even to be shown.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        bound = f"number of 0 to {most:,.0f}" if most < 1e15 else "number of 0 or more"
+        raise InputError(f"{where}: {what} should be a {bound}, found {_shown(value)}")
     return float(value)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return "a number of too many digits"
+    return repr(value)[:80] if isinstance(value, str | int | float) else _kind(value)
 
 
 def _cue_item(item: object, where: str) -> CueItem:
@@ -145,8 +174,8 @@ def _cue_item(item: object, where: str) -> CueItem:
         return CueItem(
             text=item["text"],
             weight=None if weight is None else _number(weight, where, "the weight"),
-            time=None if time is None else str(time),
-            count=1 if count is None else max(1, round(_number(count, where, "the count"))),
+            time=None if time is None else str(time) if isinstance(time, str) else _shown(time),
+            count=1 if count is None else max(1, round(_number(count, where, "the count", _MOST_COUNT))),
         )
     raise InputError(
         f'{where} should be text, [text, weight] or {{"text", "time", "count"}}, found {_kind(item)}'

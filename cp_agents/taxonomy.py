@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import unicodedata
+from datetime import date
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -30,7 +32,12 @@ _NUMBER = re.compile(r"\D{0,3}(\d{1,4}(?:\.\d+)?)\D{0,12}")
 _VAGUE = re.compile(
     r"[<>≤≥+%]|-|\ds\b|plus|over|under|above|below|less|more|some|few|[未超于过多几代后後]|不到|不足|以[上下内外]"
 )
-_RESERVED = frozenset({"record", "tag", "score", "evidence", "think"})
+_RESERVED = frozenset(
+    {
+        "record", "tag", "score", "evidence", "think", "thinking", "thought", "reasoning", "box", "answer",
+        "confidence",
+    }
+)  # fmt: skip
 """Element names of the prompt and of answers, which no attribute may have."""
 _ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -72,14 +79,23 @@ class Tag(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, raw: object) -> object:
+        if isinstance(raw, bool | int | float | date):
+            # YAML reads 1, yes and 2024-01-01 as no text at all.
+            shown = "a yes or no" if isinstance(raw, bool) else str(raw)[:40]
+            raise ValueError(f"a tag should be text, found {shown} without quotes: put it in quotes")
         return {"name": raw} if isinstance(raw, str) else raw
 
     @model_validator(mode="after")
     def _check(self) -> Tag:
         if any(c in self.name for c in "<>\n"):
             raise ValueError(f"tag {self.name!r} contains <, > or a line break")
+        if self.range is not None and any(map(math.isnan, self.range)):
+            raise ValueError(f"tag {self.name!r}: the range {list(self.range)} holds what is no number")
         if self.range is not None and self.range[0] > self.range[1]:
             raise ValueError(f"tag {self.name!r}: the range {list(self.range)} ends before it begins")
+        for phrase, weight in self.phrases.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"tag {self.name!r}: the weight of {phrase!r} should be a finite number")
         return self
 
 
@@ -218,9 +234,11 @@ def load_taxonomy(source: str | Path = "profilebench") -> Taxonomy:
         if not path.is_file():
             raise InputError(f"no taxonomy file at {path}")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise InputError(f"taxonomy {source}: not UTF-8 text") from None
+        except OSError as error:
+            raise InputError(f"taxonomy {source}: cannot be read ({error.strerror})") from None
     else:
         built_in = resources.files("cp_agents") / "taxonomies" / f"{source}.yaml"
         if not built_in.is_file():
@@ -230,6 +248,10 @@ def load_taxonomy(source: str | Path = "profilebench") -> Taxonomy:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"taxonomy {source}: not YAML ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise InputError(f"taxonomy {source}: nested too deeply") from None
+    except ValueError as error:  # a date or a number that is none
+        raise InputError(f"taxonomy {source}: not YAML ({error})") from None
     if not isinstance(raw, dict):
         raise InputError(f"taxonomy {source}: expected a mapping with `name` and `attributes`")
     try:
@@ -243,7 +265,7 @@ _WRONG = {
     "missing": "is missing",
     "extra_forbidden": "is not a known field",
     "too_short": "should not be empty",
-    "string_type": "should be text",
+    "string_type": "should be text (put numbers, dates, yes and no in quotes)",
     "list_type": "should be a list",
     "model_type": "should be a mapping",
     "dict_type": "should be a mapping",

@@ -209,3 +209,23 @@ def m002_batches(db: Database) -> None:
         end;
         """,
     )
+
+
+@migrations()
+def m003_record_threads(db: Database) -> None:
+    """Every LangGraph thread that ever saw a record, so that `forget` finds all of its checkpoints."""
+    run_statements(
+        db,
+        """
+        create table record_threads (
+            record_id integer not null references records (record_id),
+            thread_id text not null,
+            primary key (record_id, thread_id)
+        ) without rowid;
+        create index record_threads_thread on record_threads (thread_id);
+        insert into record_threads select record_id, thread_id from records where thread_id is not null;
+        create trigger records_forget_threads after delete on records begin
+            delete from record_threads where record_id = old.record_id;
+        end;
+        """,
+    )

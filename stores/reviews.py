@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cp_agents.errors import InputError
+from cp_agents.routing import ReviewPolicy
 from cp_agents.schema import AttributeProfile, Profile, Status
 from cp_agents.stores.traces import TraceStore, now
 from cp_agents.taxonomy import Taxonomy
@@ -28,21 +29,37 @@ def queue_reviews(store: TraceStore, record_id: int, wanted: Mapping[str, Attrib
 
 
 def requeue(store: TraceStore, profiles: Mapping[int, Profile]) -> None:
-    """Let the queue follow newly decided profiles: what no longer needs a person leaves it, answers stay."""
+    """Let the queue follow newly decided profiles: what no longer needs a person leaves it, answers stay.
+
+    A run whose review policy is off now (settings of its row) said nothing of review: what waits goes on waiting.
+    """
     with store.transaction() as conn:
+        followed = _reviewed_runs_records(store, profiles)
         for record_id, profile in profiles.items():
             wanted = {n: v for n, v in profile.attributes.items() if v.status is Status.NEEDS_REVIEW}
             waiting = conn.execute(
                 "select attribute from reviews where record_id = ? and tag is null", (record_id,)
             ).fetchall()
             for (attribute,) in waiting:
-                if attribute not in wanted:
+                if attribute not in wanted and record_id in followed:
                     conn.execute(
                         "delete from reviews where record_id = ? and attribute = ? and tag is null",
                         (record_id, attribute),
                     )
             if wanted:
                 queue_reviews(store, record_id, wanted)
+
+
+def _reviewed_runs_records(store: TraceStore, record_ids: Iterable[int]) -> set[int]:
+    """Those of the records whose run has a review policy that is on."""
+    found = store.rows(
+        "select w.value, r.run_id from json_each(?) w join records r on r.record_id = w.value",
+        (json.dumps(list(record_ids)),),
+    )
+    runs = {run_id for _, run_id in found}
+    policies = {run_id: json.loads(store.run(run_id)["settings"]).get("review", {}) for run_id in runs}
+    is_on = {run_id: not ReviewPolicy.model_validate(policy).is_off for run_id, policy in policies.items()}
+    return {record_id for record_id, run_id in found if is_on[run_id]}
 
 
 def answer_reviews(
@@ -107,7 +124,12 @@ def apply_reviews(profile: Profile, answers: Mapping[str, Mapping[str, Any]]) ->
 
 
 def open_reviews(store: TraceStore, run_id: str | None = None) -> list[dict[str, Any]]:
-    """What waits for a person: review_id, run, user, attribute, reasons, the model's tag and the cue block."""
+    """What waits for a person: review_id, run, user, attribute, reasons, the model's tag and the cue block.
+
+    Raises `StoreError` for a run that the store does not hold.
+    """
+    if run_id:
+        store.run(run_id)
     where, parameters = ("and r.run_id = ?", [run_id]) if run_id else ("", [])
     rows = store.query(
         "select v.review_id, r.run_id, r.user_id, v.record_id, v.attribute, v.reasons, v.proposed, v.confidence, r.cues"

@@ -32,7 +32,8 @@ def run_stats(store: TraceStore) -> list[dict[str, Any]]:
                sum(s.completion_tokens) as completion_tokens, round(sum(s.cost_usd), 4) as cost_usd,
                round(sum(s.cost_usd) / count(distinct r.record_id), 6) as cost_per_record,
                sum(s.cost_usd) as exact_cost,
-               sum(s.from_cache is null and s.error_type is null and s.cost_usd is null) as unpriced
+               sum(s.sample_id is not null and s.from_cache is null and s.error_type is null
+                   and s.cost_usd is null) as unpriced
         from runs u left join records r using (run_id) left join samples s using (record_id)
         group by u.run_id order by u.rowid
         """

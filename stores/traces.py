@@ -39,7 +39,7 @@ class StoredSample:
     @property
     def is_final(self) -> bool:
         """Whether a resumed run keeps it: an answer, or an error that asking again would not mend."""
-        return self.error_type is None or not self.error_type.is_retryable
+        return self.error_type is None or self.error_type.is_final
 
 
 class RecordRow(NamedTuple):
@@ -199,11 +199,13 @@ class TraceStore:
 
         A name is used again only by a run that samples the same thing; with other sampling settings (another
         endpoint, say) the run is stored as `name-2`, so that nothing that was paid for is overwritten and no
-        stale answer is served.
+        stale answer is served. `name-2`, given as a name, goes on with that run.
         """
         with self.transaction() as conn:
             found = conn.execute(
-                "select run_id from runs where name = ? and fingerprint = ?", (name, fingerprint)
+                "select run_id from runs where (name = ? or run_id = ?) and fingerprint = ?"
+                " order by run_id = ? desc limit 1",
+                (name, name, fingerprint, name),
             ).fetchone()
             if found:
                 # What is decided after sampling (vote, tau, review) may be another this time.
@@ -241,32 +243,38 @@ class TraceStore:
     # -- records ------------------------------------------------------------------------------------------
 
     def put_record(self, run_id: str, user_id: str, cues: AssembledCues, thread_id: str | None = None) -> int:
-        """The id of the user's record in this run. A record whose cues have changed is sampled anew."""
+        """The id of the user's record in this run. A record whose cues have changed is sampled anew.
+
+        Every `thread_id` (LangGraph's) is kept: each may have a checkpoint that holds the user's words.
+        """
         with self.transaction() as conn:
-            found = conn.execute(
-                "select record_id, cues from records where run_id = ? and user_id = ?", (run_id, user_id)
-            ).fetchone()
-            if found is not None:
-                record_id = int(found[0])
-                if found[1] == cues.text:
-                    if thread_id is not None:
-                        conn.execute(
-                            "update records set thread_id = ? where record_id = ?", (thread_id, record_id)
-                        )
-                    return record_id
-                delete_samples(conn, record_id)
-                conn.execute(
-                    "update records set cues = ?, tokens = ?, self_reported = ?, dropped = ? where record_id = ?",
-                    (*_cue_columns(cues), record_id),
-                )
-                return record_id
+            record_id = self._put_record(conn, run_id, user_id, cues)
+            if thread_id is not None:
+                conn.execute("update records set thread_id = ? where record_id = ?", (thread_id, record_id))
+                conn.execute("insert or ignore into record_threads values (?, ?)", (record_id, thread_id))
+            return record_id
+
+    @staticmethod
+    def _put_record(conn: sqlite3.Connection, run_id: str, user_id: str, cues: AssembledCues) -> int:
+        found = conn.execute(
+            "select record_id, cues from records where run_id = ? and user_id = ?", (run_id, user_id)
+        ).fetchone()
+        if found is None:
             cursor = conn.execute(
-                "insert into records (run_id, user_id, cues, tokens, self_reported, dropped, thread_id, created_at)"
-                " values (?, ?, ?, ?, ?, ?, ?, ?)",
-                (run_id, user_id, *_cue_columns(cues), thread_id, now()),
+                "insert into records (run_id, user_id, cues, tokens, self_reported, dropped, created_at)"
+                " values (?, ?, ?, ?, ?, ?, ?)",
+                (run_id, user_id, *_cue_columns(cues), now()),
             )
             assert cursor.lastrowid is not None
             return cursor.lastrowid
+        record_id = int(found[0])
+        if found[1] != cues.text:
+            delete_samples(conn, record_id)
+            conn.execute(
+                "update records set cues = ?, tokens = ?, self_reported = ?, dropped = ? where record_id = ?",
+                (*_cue_columns(cues), record_id),
+            )
+        return record_id
 
     def record(self, record_id: int) -> RecordRow:
         """A record. Raises `StoreError` where there is none."""
@@ -280,7 +288,7 @@ class TraceStore:
 
     def finished(self, run_id: str, samples: int) -> dict[str, str]:
         """Users whose record has a profile made of `samples` samples that are all final, with a hash of its cues."""
-        retryable = [kind.value for kind in ErrorType if kind.is_retryable]
+        retryable = [kind.value for kind in ErrorType if not kind.is_final]
         marks = ",".join("?" * len(retryable))
         found = self.rows(
             "select r.user_id, r.cues from records r join profiles p using (record_id) where r.run_id = ?"

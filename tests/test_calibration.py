@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cp_agents import Profiler, replay
+from cp_agents.calibrate import fit_run
 from cp_agents.calibration import MIN_RECORDS, Calibrator, uncalibrated_levels
+from cp_agents.cli import calibrating
 from cp_agents.errors import InputError, MissingExtraError
-from cp_agents.probability import probability_levels
+from cp_agents.probability import Isotonic, probability_levels
+from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import Taxonomy
+from tests.support import PETS, RECORD, ScriptedBackend, answer
 
 COLOURS = Taxonomy.model_validate(
     {
@@ -220,6 +227,87 @@ def test_check_against_a_run() -> None:
     )
     with pytest.raises(InputError, match="colours, which has no attribute 'size'"):
         calibrator.check(other, "weighted")
+
+
+def changed(**changes: object) -> Taxonomy:
+    colour = {"name": "colour", "tags": [{"name": "Red"}, {"name": "Blue"}]}
+    shade = {"name": "shade", "tags": [{"name": "Light"}, {"name": "Dark"}]}
+    return Taxonomy.model_validate({"name": "colours", "attributes": [colour | changes, shade]})
+
+
+def test_a_calibrator_of_other_tags_is_refused_and_other_descriptions_are_not() -> None:
+    calibrator = quintiles([float(s) for s in range(30)])
+    calibrator.check(changed(description="What colour it is."), "weighted")
+    calibrator.check(COLOURS.model_copy(update={"name": "renamed"}), "weighted")
+    other = changed(tags=[{"name": "Red"}, {"name": "Green"}])
+    with pytest.raises(InputError, match="their attributes or tags differ"):
+        calibrator.check(other, "weighted")
+
+
+def test_a_calibrator_without_a_tags_hash_is_held_to_the_name_and_keeps_its_id() -> None:
+    raw = {k: v for k, v in quintiles([float(s) for s in range(30)]).to_json().items() if k != "tags_hash"}
+    old = Calibrator.from_json(raw)
+    assert "tags_hash" not in old.to_json()
+    content = {k: v for k, v in raw.items() if k not in ("format", "version", "id")}
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    assert old.id == hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    old.check(changed(description="What colour it is."), "weighted")
+    with pytest.raises(InputError, match="their attributes or tags differ"):
+        old.check(changed(description="x").model_copy(update={"name": "paints"}), "weighted")
+
+
+def gold_run(n: int = 24) -> TraceStore:
+    """A finished run of `n` users who all have a Cat in a Flat."""
+    p = Profiler(backend=ScriptedBackend(lambda i: answer()), taxonomy=PETS, samples=2)
+    p.profile_many([{**RECORD, "user_id": f"u{i}", "seen": [f"video {i}"]} for i in range(n)])
+    return p.store
+
+
+def test_gold_is_read_as_tags_are() -> None:
+    pytest.importorskip("sklearn")
+    store = gold_run()
+    gold = {f"u{i}": {"pet": " cat", "home": "n/a", "shoes": "Boots"} for i in range(24)}
+    curve = fit_run(store, kind="isotonic", gold=gold).attributes["pet"]
+    assert isinstance(curve, Isotonic)
+    assert min(curve.probabilities) > 0.5
+    with pytest.raises(InputError, match=r"gold of user 'u3': 'Horse' is no tag of pet: expected Cat, Dog"):
+        fit_run(store, kind="isotonic", gold=gold | {"u3": {"pet": "Horse"}})
+    with pytest.raises(InputError, match="none of the 1 gold users is in run scripted-"):
+        fit_run(store, kind="isotonic", gold={"someone": {"pet": "Cat"}})
+
+
+def test_replay_keeps_the_calibrator_of_the_run() -> None:
+    store = gold_run()
+    run = store.run()["run_id"]
+
+    def label(**changes: Any) -> str:
+        [found] = {profile.calibrator for profile in replay(store, **changes)}
+        return found
+
+    own = quintiles_of_pets()
+    store.put_calibrator(own.id, own.kind, own.to_json(), None)
+    fitted = label()
+    assert fitted == f"quintile:{store.run()['calibrator_id']}" != own.label
+    store.finish_run(run, own.id)
+    assert label() == own.label
+    assert label(calibrator="fit") == fitted
+    assert label(calibrator=None) == "uncalibrated"
+    assert label(vote="majority") not in (own.label, fitted, "uncalibrated")
+    store.finish_run(run, None)
+    assert label() == "uncalibrated"
+    with store.transaction() as conn:
+        conn.execute("update runs set finished_at = null")
+    assert label() == fitted
+
+
+def quintiles_of_pets() -> Calibrator:
+    return Calibrator.fit({"pet": [float(s) for s in range(30)]}, samples=2, taxonomy=PETS)
+
+
+def test_show_refuses_a_word_that_names_no_calibrator(tmp_path: Path) -> None:
+    TraceStore(tmp_path / "t.db").close()
+    with pytest.raises(InputError, match="'fit' names no one calibrator to show"):
+        calibrating.show("fit", tmp_path / "t.db")
 
 
 def test_fit_refuses_what_it_cannot_use() -> None:

@@ -334,3 +334,27 @@ def test_main_prints_the_sentence_and_exits(
         cp_agents.cli.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: no file at nowhere.jsonl\n"
+
+
+def test_two_files_are_two_runs_and_the_same_file_is_found_again(users: str) -> None:
+    other = file("other.jsonl", json.dumps({**RECORDS[0], "searched": ["truck stop"]}) + "\n")
+    for path in (users, other, users):
+        assert run("profile", path, "--out", "p.jsonl", "--samples", "2").code == 0
+    with TraceStore("traces.db") as store:
+        assert [row[0] for row in store.rows("select count(*) from records group by run_id order by 1")] == [
+            1,
+            4,
+        ]
+        assert len(store.rows("select * from runs")) == 2
+
+
+def test_a_run_in_which_nothing_answered_is_an_error(users: str) -> None:
+    recorded = file("recorded.jsonl", json.dumps({"user_id": "x", "samples": [{"text": "hm"}]}) + "\n")
+    said = run("profile", users, "--backend", f"replay:{recorded}", "--out", "p.jsonl")
+    assert said.code == 1
+    assert "no sample gave a usable answer" in said.err
+    endpoint = ("--backend", "openai:m", "--base-url", "http://127.0.0.1:9/v1", "--timeout", "1")
+    said = run("profile", users, *endpoint, "--out", "p.jsonl")
+    assert said.code == 1
+    assert "is the endpoint up" in said.err
+    assert "the same command goes on" in said.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,6 +17,7 @@ from langgraph.types import Command
 from pydantic import ValidationError
 
 from cp_agents import InputError, Profiler, ReviewPolicy, TraceStore, build_graph
+from cp_agents.backends.base import SampleRequest
 from cp_agents.errors import BackendError, ErrorType
 from cp_agents.graph import Fanout, compile_graph
 from cp_agents.schema import Completion, Status
@@ -24,6 +26,7 @@ from cp_agents.stores.reviews import open_reviews, reviewed
 from tests.support import PETS, RECORD, ScriptedBackend, answer
 
 BOTH: list[Fanout] = ["send", "node"]
+CONTRADICTION = ReviewPolicy(contradiction=True)
 
 
 def profiler(
@@ -86,6 +89,64 @@ async def test_one_sample_failing_never_loses_the_others(fanout: Fanout) -> None
     survivors = sum(outcome == "ok" for outcome, _ in stored.values())
     assert profile["pet"].survivors == survivors
     assert profile["pet"].voted == "Cat"
+
+
+@pytest.mark.parametrize("fanout", BOTH)
+@pytest.mark.parametrize(
+    "error",
+    [BackendError("no", ErrorType.BAD_REQUEST), RuntimeError("x"), BackendError("t", ErrorType.SERVER)],
+)
+async def test_a_record_without_one_good_sample_still_ends_as_a_failed_profile(
+    fanout: Fanout, error: Exception
+) -> None:
+    p = profiler(backend=ScriptedBackend(lambda i: error, retries=False), fanout=fanout)
+    profile = await p.aprofile(RECORD)
+    assert {profile[a].status for a in profile} == {Status.FAILED}
+    assert len(rows(p)) == 4
+    assert p.store.profile(1) is not None
+
+
+async def test_a_fault_is_stored_by_its_type_alone_and_asked_for_again_once_mended() -> None:
+    broken = True
+
+    def script(i: int) -> str | Exception:
+        return RuntimeError("key sk-SECRET of anna@example.com") if broken else answer()
+
+    for fanout in BOTH:
+        broken = True
+        p = profiler(script, fanout=fanout)
+        await p.aprofile(RECORD)
+        assert set(rows(p).values()) == {("error", "internal")}
+        assert p.store.rows("select distinct error_message from samples") == [
+            ("RuntimeError in the backend",)
+        ]
+        broken = False
+        assert (await p.aprofile(RECORD))["pet"].survivors == 4
+
+
+async def test_an_answer_that_nobody_asked_for_does_no_harm() -> None:
+    class Generous(ScriptedBackend):
+        async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
+            async for completion in super().sample(request):
+                yield completion
+            yield Completion(index=99, text=answer("Fish"))
+            yield Completion(index=0, text=answer("Fish"))
+
+    p = profiler(backend=Generous(lambda i: answer()), fanout="node")
+    profile = await p.aprofile(RECORD)
+    assert set(rows(p)) == {0, 1, 2, 3}
+    assert profile["pet"].vote_share == 1.0
+
+
+async def test_a_recording_is_never_shared_between_users_with_equal_cues(tmp_path: Path) -> None:
+    lines = [
+        {"user_id": u, "samples": [{"text": answer(tag)}] * 3} for u, tag in (("a", "Cat"), ("b", "Dog"))
+    ]
+    path = tmp_path / "recorded.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    p = Profiler(backend=f"replay:{path}", taxonomy=PETS, samples=3)
+    found = [(await p.aprofile({**RECORD, "user_id": u}))["pet"].voted for u in ("a", "b")]
+    assert found == ["Cat", "Dog"]
 
 
 async def test_too_few_survivors_fail_the_attribute_and_not_the_record() -> None:
@@ -222,6 +283,21 @@ async def test_checkpoints_are_plain_json_and_hold_no_cues(tmp_path: Path) -> No
     assert b"my cat" not in path.read_bytes()
 
 
+async def test_what_came_in_is_in_no_checkpoint_of_an_invocation_that_saves_at_its_exit(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "checkpoints.db"
+    record = {**RECORD, "posted": [*RECORD["posted"], "write to anna@example.com"]}
+    async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
+        p = profiler(checkpointer=saver, review=CONTRADICTION)
+        config = {"configurable": {"thread_id": "t"}}
+        await p.graph.ainvoke({"record": record}, config, durability="exit")
+        result = await p.graph.ainvoke(Command(resume={"pet": "Dog"}), config, durability="exit")
+        assert result["profile"]["profile"]["pet"]["tag"] == "Dog"
+    for file in tmp_path.iterdir():  # noqa: ASYNC240
+        assert b"anna@example.com" not in file.read_bytes()
+
+
 # -- review -----------------------------------------------------------------------------------------------
 
 ANSWERS = {
@@ -233,7 +309,6 @@ ANSWERS = {
         "decisions": [{"type": "edit", "edited_action": {"name": "review_profile", "args": {"pet": "Dog"}}}]
     },
 }
-CONTRADICTION = ReviewPolicy(contradiction=True)
 
 
 @pytest.mark.parametrize("shape", ANSWERS)

@@ -158,7 +158,7 @@ def test_fuzzy(text: str, words: str | None) -> None:
     "text",
     [
         "watched", "[watched]", "diary", "self-reported", "self_reported",  # headings, and labels of them
-        "a", "and", "the", "it", "60", "750", "x3", "1,204", "2021", "s", "宝", "的", "👌", "…", "", " ", "()",  # no meaning
+        "a", "and", "the", "it", "60", "750", "x3", "1,204", "2021", "s", "宝", "的", "…", "", " ", "()",  # no meaning
         "art", "oth", "leep", "avel related",  # parts of words
         "first-year physics lectures", "no mention of sleeping", "程序员的一天",  # not there
         "review (x3)\n- Comparing", "Sleeping (750) Television", "prams 宝宝",  # across lines
@@ -426,3 +426,10 @@ def test_evidence_of_a_weak_real_model(shared_data: Path) -> None:
     share = {name: 1 - matches[Match.UNGROUNDED] / matches.total() for name, matches in found.items()}
     assert share["atus"] > 0.7
     assert share["synthpai"] > 0.5
+
+
+@pytest.mark.parametrize("emoji", ["🍼", "👩‍🍼", "🎓"])
+def test_one_emoji_is_evidence(emoji: str) -> None:
+    block = f"[posted]\n- so tired {emoji} today\n- 宝宝"
+    found = CueIndex(block).locate(emoji)
+    assert block[found.start : found.end] == emoji

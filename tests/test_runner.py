@@ -270,3 +270,22 @@ async def test_a_report_counts_its_own_batch() -> None:
     for name in ("a", "b"):
         _, report = await p.aprofile_many([{**RECORD, "user_id": name, "seen": [name]}])
         assert report.meter.samples == 2
+
+
+async def test_a_dead_endpoint_ends_the_run_instead_of_failing_every_record() -> None:
+    backend = ScriptedBackend(lambda i: BackendError("refused", ErrorType.CONNECTION))
+    p = Profiler(backend=backend, taxonomy=PETS, samples=4)
+    records = [{**RECORD, "user_id": f"u{i}", "seen": [f"video {i}"]} for i in range(200)]
+    with pytest.raises(BackendError, match="is the endpoint up"):
+        await p.aprofile_many(records, concurrency=4)
+    assert len(backend.calls) < 100
+
+
+async def test_extra_parameters_and_the_query_are_part_of_the_identity() -> None:
+    identities = [
+        Profiler(backend="openai:m", base_url=f"http://127.0.0.1:9/v1{query}", extra=extra).backend.identity
+        for query in ("", "?api-version=1")
+        for extra in ({}, {"reasoning_effort": "high"})
+    ]
+    assert len(set(identities)) == 4
+    assert all("api-version" not in str(identity) for identity in identities)

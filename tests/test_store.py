@@ -14,6 +14,7 @@ from sqlite_utils import Database
 
 from cp_agents.cues import AssembledCues
 from cp_agents.errors import ErrorType, InputError, StoreError
+from cp_agents.review import ReviewAnswer, parse_response, question
 from cp_agents.schema import (
     AttributeProfile,
     Completion,
@@ -49,6 +50,8 @@ COLUMNS = {
     "samples": 2,
     "settings": "{}",
 }
+
+REVIEWING = COLUMNS | {"settings": '{"review": {"split_vote": 0.5}}'}
 
 
 def cues(text: str = "[posted]\n- my cat sleeps") -> AssembledCues:
@@ -92,7 +95,9 @@ def test_a_run_name_is_shared_only_by_what_samples_the_same(store: TraceStore) -
     assert store.open_run("mine", "aaa", COLUMNS) == first
     assert store.open_run("mine", "bbb", COLUMNS) == other
     assert store.run()["run_id"] == other
-    with pytest.raises(StoreError, match=r"no run 'nope' .*runs: mine, mine-2"):
+    assert store.open_run("mine-2", "bbb", COLUMNS) == other
+    assert store.open_run("mine-2", "aaa", COLUMNS) == "mine-2-2"
+    with pytest.raises(StoreError, match=r"no run 'nope' .*runs: mine, mine-2, mine-2-2\)"):
         store.run("nope")
 
 
@@ -157,7 +162,7 @@ def test_a_record_is_finished_only_with_a_profile_and_final_samples(store: Trace
 
 
 def test_the_review_queue_follows_profiles_and_keeps_every_answer(store: TraceStore) -> None:
-    run = store.open_run("r", "f", COLUMNS)
+    run = store.open_run("r", "f", REVIEWING)
     record = store.put_record(run, "u1", cues())
     waiting = Profile(
         user_id="u1", attributes={"pet": value(status="needs_review", reasons=["split_vote"])}, run_id=run
@@ -188,6 +193,56 @@ def test_the_review_queue_follows_profiles_and_keeps_every_answer(store: TraceSt
     assert apply_reviews(waiting, reviewed(store)[record])["pet"].reviewer == "bob"
     with pytest.raises(InputError, match="no review 99"):
         answer_one(store, 99, "Cat", "ann")
+
+
+def test_the_queue_keeps_waiting_when_the_run_goes_on_without_a_review_policy(store: TraceStore) -> None:
+    run = store.open_run("r", "f", REVIEWING)
+    record = store.put_record(run, "u1", cues())
+    waiting = Profile(user_id="u1", attributes={"pet": value(status="needs_review")}, run_id=run)
+    settled = waiting.model_copy(update={"attributes": {"pet": value()}})
+    requeue(store, {record: waiting})
+    store.open_run("r", "f", COLUMNS)
+    requeue(store, {record: settled})
+    assert len(open_reviews(store, run)) == 1
+    store.open_run("r", "f", REVIEWING)
+    requeue(store, {record: settled})
+    assert open_reviews(store, run) == []
+    with pytest.raises(StoreError, match="no run 'nope'"):
+        open_reviews(store, "nope")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([{"type": "edit", "args": {"args": {"pet": "dog"}}, "reviewer": "ana", "note": "seen"}], "Dog"),
+        ({"decisions": [{"type": "approve", "reviewer": "ana", "note": "seen"}]}, "Cat"),
+        ([{"type": "response", "args": {"pet": "Dog"}, "reviewer": "ana", "note": "seen"}], "Dog"),
+        ({"answers": {"pet": "Dog"}, "reviewer": "ana", "note": "seen"}, "Dog"),
+        ({"answers": {"pet": {"tag": "Dog", "note": "seen"}}, "reviewer": "ana", "note": "other"}, "Dog"),
+    ],
+)
+def test_every_shape_of_answer_keeps_reviewer_and_note(said: object, expected: str) -> None:
+    response = parse_response(said, PETS, {"pet": "Cat"})
+    assert response.reviewer == "ana"
+    assert response.answers["pet"] == ReviewAnswer(tag=expected, note="seen")
+
+
+def test_an_inbox_offers_no_free_text_that_would_be_refused() -> None:
+    asked = question("u1", "r", {"pet": value(reasons=["audit"])}, cues().text)
+    assert asked["config"] == {
+        "allow_accept": True,
+        "allow_edit": True,
+        "allow_respond": False,
+        "allow_ignore": True,
+    }
+    with pytest.raises(InputError, match="attributes and tags in `args`"):
+        parse_response([{"type": "response", "args": "looks like a dog"}], PETS, {"pet": "Cat"})
+
+
+def test_a_record_without_samples_is_not_unpriced(store: TraceStore) -> None:
+    store.put_record(store.open_run("r", "f", COLUMNS), "u1", cues())
+    [stats] = run_stats(store)
+    assert (stats["records"], stats["samples"], stats["unpriced"]) == (1, 0, 0)
 
 
 def test_forget_leaves_no_byte(store: TraceStore, tmp_path: Path) -> None:

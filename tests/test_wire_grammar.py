@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cp_agents.backends.tag_logprobs import (
@@ -48,6 +48,7 @@ def wire_answers(draw: st.DrawFn, taxonomy: Taxonomy) -> str:
 
 
 @pytest.mark.parametrize("taxonomy", [PROFILEBENCH, PETS, AWKWARD], ids=lambda t: t.name)
+@settings(deadline=None)
 @given(data=st.data())
 def test_whatever_the_format_allows_matches_and_parses(taxonomy: Taxonomy, data: st.DataObject) -> None:
     text = data.draw(wire_answers(taxonomy))
@@ -56,6 +57,7 @@ def test_whatever_the_format_allows_matches_and_parses(taxonomy: Taxonomy, data:
     assert {a.outcome for a in parsed.attributes.values()} == {Outcome.OK}
 
 
+@settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_whatever_matches_parses(data: st.DataObject) -> None:
     text = data.draw(st.from_regex(wire_regex(AWKWARD), fullmatch=True))
@@ -239,7 +241,7 @@ def test_a_scored_completion_is_a_completion_and_survives_a_copy() -> None:
     moved = completion.model_copy(update={"index": 4})
     assert isinstance(moved, Completion)
     assert moved.model_dump(mode="json")["tag_tokens"] == {
-        "pet": [["Cat", math.log(0.5), {"Cat": math.log(0.5)}]]
+        "pet": [["Cat", math.log(0.5), {"Cat": math.log(0.5)}], ["</", 0.0, {"</": 0.0}]]
     }
 
 

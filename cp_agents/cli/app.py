@@ -62,12 +62,16 @@ def configure(
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration as click's defaults per verb. Raises `InputError` for an option that no verb has."""
+    from cp_agents.files import read_text
+
     if not path.is_file():
         raise InputError(f"no configuration file at {path}")
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raw = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not TOML ({error})") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply") from None
     group: Any = typer.main.get_command(app)
     options = _options(group)
     shared = {k.replace("-", "_"): v for k, v in raw.items() if k not in options}

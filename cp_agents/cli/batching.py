@@ -50,11 +50,12 @@ def write(
     from cp_agents.batch_files import FileBackend, write_requests
     from cp_agents.cli.profiling import report_bad_lines
     from cp_agents.errors import InputError
-    from cp_agents.files import BadLine, read_records
+    from cp_agents.files import BadLine, check_out, read_records
     from cp_agents.profiler import Profiler
 
     if n not in ("yes", "no"):
         raise InputError(f"--n should be yes or no, found {n!r}")
+    check_out(out, in_file, store, *o.files_of(taxonomy))
     lines = list(read_records(in_file))
     bad = [line for line in lines if isinstance(line, BadLine)]
     records = [line for line in lines if not isinstance(line, BadLine)]
@@ -93,10 +94,11 @@ def read(
     """
     from cp_agents.batch_files import read_results
     from cp_agents.cli.tables import print_summary
-    from cp_agents.files import write_jsonl
+    from cp_agents.files import check_out, write_jsonl
     from cp_agents.prices import find_prices
     from cp_agents.stores.traces import TraceStore
 
+    check_out(out, store, prices, *results)
     with TraceStore(store, must_exist=True) as traces:
         report, strange = read_results(traces, results, price_list=find_prices(prices))
         written = write_jsonl(out, (profile.to_json() for _, profile in traces.profiles(report.run_id)))

@@ -53,6 +53,7 @@ def show(
     from cp_agents.calibration import Calibrator
     from cp_agents.cli import tables
     from cp_agents.cli.replaying import find_calibrator
+    from cp_agents.errors import InputError
     from cp_agents.stores.traces import TraceStore
 
     if Path(calibrator).suffix or Path(calibrator).is_file():
@@ -60,7 +61,8 @@ def show(
     else:
         with TraceStore(store, must_exist=True) as traces:
             loaded = find_calibrator(traces, calibrator)
-        assert isinstance(loaded, Calibrator)
+        if not isinstance(loaded, Calibrator):
+            raise InputError(f"{calibrator!r} names no one calibrator to show: give a file or a stored id")
         found = loaded
     table = Table(
         title=f"{found.label}: {found.vote_method} votes of {found.samples} samples, {found.taxonomy}"

@@ -39,9 +39,11 @@ def compare(
     from cp_agents.cli import tables
     from cp_agents.evaluation.compare import compare_runs
     from cp_agents.evaluation.loading import load_gold
-    from cp_agents.files import whole_file
+    from cp_agents.files import check_out, whole_file
     from cp_agents.stores.traces import TraceStore
 
+    if json_file is not None:
+        check_out(json_file, store, gold)
     truth = load_gold(gold, truth_field) if gold is not None else None
     with TraceStore(store, must_exist=True) as traces:
         found = compare_runs(traces, run_a, run_b, gold=truth, differences=differences)

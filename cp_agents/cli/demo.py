@@ -21,10 +21,15 @@ def demo(
 
     from cp_agents.cli import tables
     from cp_agents.cli.tables import profile_table
-    from cp_agents.files import BadLine, read_records, write_jsonl
+    from cp_agents.errors import InputError
+    from cp_agents.files import BadLine, check_out, read_records, write_jsonl
     from cp_agents.profiler import Profiler
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder} ({error.strerror})") from None
+    check_out(folder / "profiles.jsonl")
     with resources.as_file(resources.files("cp_agents") / "samples" / "users.jsonl") as path:
         records = [line for line in read_records(path) if not isinstance(line, BadLine)]
     profiler = Profiler(backend="lexicon", store=folder / "traces.db", samples=10, tau=2)

@@ -34,17 +34,22 @@ def evaluate(
     import json
 
     from cp_agents.cli import tables
+    from cp_agents.errors import InputError
     from cp_agents.evaluation.confidence import compare_sources
     from cp_agents.evaluation.loading import load_gold, load_predictions
     from cp_agents.evaluation.metrics import evaluate as compare
-    from cp_agents.files import whole_file
+    from cp_agents.files import check_out, whole_file
     from cp_agents.taxonomy import load_taxonomy
 
+    if json_file is not None:
+        check_out(json_file, predictions, gold, *o.files_of(taxonomy))
     lines, truth, chosen = (
         load_predictions(predictions),
         load_gold(gold, truth_field),
         load_taxonomy(taxonomy),
     )
+    if not any(line["user_id"] in truth for line in lines):
+        raise InputError(f"{predictions} and {gold} have no user in common: nothing can be compared")
     found = compare(lines, truth, chosen)
     sources = compare_sources(lines, truth, chosen)
     if json_file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,21 @@ Tau = Annotated[
         "--tau", help="Threshold 1..5 for all attributes, or ATTR=N; may be repeated.", show_default=False
     ),
 ]
+
+
+def files_of(*named: str) -> list[Path]:
+    """The files that specs and names stand for, as in replay:PATH#RUN or a taxonomy's; what is no file is left out.
+
+    What is written should not be one of them, see `cp_agents.files.check_out`.
+    """
+    paths: list[Path] = []
+    for name in named:
+        rest = name.partition(":")[2]
+        for text in (name, rest, rest.partition("#")[0]):
+            with suppress(OSError, ValueError):
+                if text and Path(text).is_file():
+                    paths.append(Path(text))
+    return paths
 
 
 def prices(prompt: float | None, cached: float | None, completion: float | None) -> dict[str, float] | None:

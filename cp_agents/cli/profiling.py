@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cp_agents.cli import options as o
-from cp_agents.errors import InputError
+from cp_agents.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from cp_agents.files import BadLine
@@ -35,12 +35,23 @@ def plan(
     """Preview prompts, tokens and cost; no call is made. Python: `cp_agents.plan.plan_run`."""
     from rich.console import Console
 
+    from cp_agents.backends.registry import kinds
     from cp_agents.files import BadLine, read_records
     from cp_agents.plan import plan_run
     from cp_agents.prices import find_prices, prices_for
+    from cp_agents.profiler import check_samples
     from cp_agents.prompts.render import load_prompt
     from cp_agents.taxonomy import load_taxonomy
 
+    check_samples(samples)
+    if max_tokens < 16:
+        raise InputError(f"--max-tokens should be 16 or more, found {max_tokens}")
+    if token_budget < 64:
+        raise InputError(f"--token-budget should be 64 or more, found {token_budget}")
+    if backend.partition(":")[0] not in kinds():
+        raise InputError(
+            f"unknown backend {backend!r}: expected one of {', '.join(kinds())}, as in openai:MODEL"
+        )
     lines = list(read_records(in_file))
     records = [line for line in lines if not isinstance(line, BadLine)]
     bad = [line for line in lines if isinstance(line, BadLine)]
@@ -148,7 +159,7 @@ def profile(
     ] = None,
 ) -> None:
     """Profile every user of IN; goes on where an earlier attempt stopped. Python: `Profiler.profile_many`."""
-    from cp_agents.files import BadLine, read_records, write_jsonl
+    from cp_agents.files import BadLine, check_out, read_records, write_jsonl
     from cp_agents.prices import find_prices, prices_for
     from cp_agents.profiler import Profiler
     from cp_agents.runner import profiles_in_order
@@ -160,8 +171,11 @@ def profile(
         report_bad_lines(bad)
         raise InputError(f"{in_file} holds no user records")
     ids = [str(record["user_id"]) for record in records]
-    if not out.parent.is_dir():
-        raise InputError(f"cannot write {out}: the folder {out.parent} does not exist")
+    check_out(out, in_file, store, calibrator, prices, *o.files_of(backend, taxonomy))
+    if concurrency < 1:
+        raise InputError(f"--concurrency should be 1 or more, found {concurrency}")
+    if batch_size < 1:
+        raise InputError(f"--batch-size should be 1 or more, found {batch_size}")
     if batch_api and (budget_usd is not None or budget_tokens is not None):
         raise InputError(
             "a budget cannot stop a batch once it is submitted: see `plan` for what it will cost"
@@ -176,7 +190,7 @@ def profile(
         vote=vote,  # type: ignore[arg-type]  # checked by Profiler, with a sentence
         calibrator=calibrator,
         review=parse_review(review or []),
-        run=run,
+        run=run or run_name(in_file, backend),
         base_url=base_url,
         timeout=timeout,
         temperature=temperature,
@@ -193,13 +207,15 @@ def profile(
         prices=given,
         price_list=listed,
     )
-    if concurrency < 1:
-        raise InputError(f"--concurrency should be 1 or more, found {concurrency}")
-    if batch_api:
-        batch_prices = prices_for(backend, given, listed, batch=True)
-        report = _run(profiler, records, by_batches=True, prices=batch_prices, batch_size=batch_size)
-    else:
-        report = _run(profiler, records, concurrency=concurrency, fanout=fanout)
+    try:
+        if batch_api:
+            batch_prices = prices_for(backend, given, listed, batch=True)
+            report = _run(profiler, records, by_batches=True, prices=batch_prices, batch_size=batch_size)
+        else:
+            report = _run(profiler, records, concurrency=concurrency, fanout=fanout)
+    except BackendError as error:
+        kept = f"what landed is kept in {store}, and the same command goes on from there"
+        raise BackendError(f"{error} ({kept})", error.error_type) from None
     if report.stopped:
         typer.echo(
             f"stopped: {report.done} of {len(records)} records are done and kept in {store};"
@@ -214,8 +230,19 @@ def profile(
     for user_id, why in list(report.failed.items())[:5]:
         typer.echo(f"error: user {user_id!r}: {why}", err=True)
     report_bad_lines(bad)
+    if sum(report.statuses.values()) == report.statuses.get("failed") != 0:
+        typer.echo("error: no sample gave a usable answer, see the failed samples above", err=True)
+        raise typer.Exit(1)
     if report.failed:
         raise typer.Exit(1)
+
+
+def run_name(in_file: Path, backend: str) -> str:
+    """The made-up name of a run: the same for the same file and kind of backend, so that it is found again."""
+    import hashlib
+
+    place = hashlib.sha256(str(in_file.resolve()).encode()).hexdigest()[:4]
+    return f"{in_file.stem}-{backend.partition(':')[0]}-{place}"
 
 
 def _run(

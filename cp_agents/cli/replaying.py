@@ -23,8 +23,13 @@ def replay(
     vote: o.Vote = None,
     tau: o.Tau = None,
     calibrator: Annotated[
-        str, typer.Option("--calibrator", help="A calibrator file, a stored calibrator's id, fit or none.")
-    ] = "fit",
+        str,
+        typer.Option(
+            "--calibrator",
+            help="A calibrator file, a stored calibrator's id, fit, none, or run: the run's own"
+            " (fitted anew under another vote).",
+        ),
+    ] = "run",
 ) -> None:
     """Vote, calibrate and abstain again over a stored run; no model call. Python: `cp_agents.replay`."""
     from cp_agents import relabel
@@ -43,12 +48,14 @@ def replay(
     )
 
 
-def find_calibrator(store: TraceStore, name: str) -> Calibrator | Literal["fit"] | None:
-    """`fit`, `none`, a file, or the id of a calibrator in the store."""
+def find_calibrator(store: TraceStore, name: str) -> Calibrator | Literal["run", "fit"] | None:
+    """`run`, `fit`, `none`, a file, or the id of a calibrator in the store."""
     from pathlib import Path
 
     from cp_agents.calibration import Calibrator
 
+    if name == "run":
+        return "run"
     if name == "fit":
         return "fit"
     if name == "none":

@@ -66,6 +66,11 @@ def forget(
         f"forgot {user}: {gone.records} records, {gone.samples} samples, {gone.export_lines} export lines"
         + (f", {len(gone.threads)} threads" if checkpoints else "")
     )
+    if gone.shared_threads and checkpoints:
+        typer.echo(
+            f"note: threads {', '.join(gone.shared_threads)} also served other users and were erased as a whole",
+            err=True,
+        )
     if gone.threads and checkpoints is None:
         typer.echo(
             f"note: the user was also profiled on LangGraph threads {', '.join(gone.threads)};"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cp_agents.errors import InputError
-from cp_agents.schema import CONFIDENCE_LEVELS, NA
+from cp_agents.files import parse_line, read_text
+from cp_agents.schema import CONFIDENCE_LEVELS, NA, read_user_id
 
 Gold = dict[str, dict[str, str]]
 """`{user_id: {attribute: tag}}`; a missing attribute is unknown, NA says that nothing can be known."""
@@ -53,32 +53,26 @@ def load_predictions(path: str | Path) -> list[dict[str, Any]]:
                     f'{where}: "profile.{name}.confidence" should be 1..5, found {value.get("confidence")!r}'
                 )
         lines.append(row)
+    if not lines:
+        raise InputError(f"{path}: no lines")
     return lines
 
 
 def _rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of a JSONL file with a place to name in messages; each has a user id that no other has."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a UTF-8 text file") from None
     seen: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path} line {number}"
         try:
-            row = json.loads(line)
-        except ValueError:
-            raise InputError(f"{where}: not JSON") from None
-        user = row.get("user_id") if isinstance(row, dict) else None
-        if isinstance(user, int) and not isinstance(user, bool):
-            user = row["user_id"] = str(user)
-        if not isinstance(user, str) or not user.strip():
-            raise InputError(f'{where}: no "user_id"')
+            row = parse_line(line)
+            if not isinstance(row, dict) or row.get("user_id") in (None, ""):
+                raise InputError('no "user_id"')
+            user = read_user_id(row["user_id"])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         if user in seen:
             raise InputError(f"{where}: user {user!r} is on line {seen[user]} already")
         seen[user] = number
-        yield where, row
+        yield where, {**row, "user_id": user}

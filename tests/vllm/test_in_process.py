@@ -96,7 +96,7 @@ async def test_a_run_through_the_graph_parses_and_resumes_without_a_call(backend
 
 async def test_six_attributes_parse_too(backend: VllmBackend) -> None:
     from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     taxonomy = load_taxonomy("profilebench")
     messages = [m.as_dict() for m in load_prompt(taxonomy).messages(CUES)]
@@ -104,7 +104,8 @@ async def test_six_attributes_parse_too(backend: VllmBackend) -> None:
     async def straight(llm: Any) -> list[str]:
         prompt = llm.get_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         structured = StructuredOutputsParams(**constraint("regex", taxonomy))
-        params = SamplingParams(n=10, max_tokens=1200, structured_outputs=structured)
+        whole = RequestOutputKind.FINAL_ONLY
+        params = SamplingParams(n=10, max_tokens=1200, structured_outputs=structured, output_kind=whole)
         *_, last = [output async for output in llm.generate(prompt, params, "six")]
         return [choice.text for choice in last.outputs]
 
@@ -207,7 +208,7 @@ async def test_an_adapter_answers_differently_and_its_weights_are_its_identity(
     [
         ("max_model_lenn=512", "no option 'max_model_lenn': did you mean max_model_len"),
         ("min_p=7", "vLLM could not start"),
-        ("max_model_len=4096&kv_cache_memory_bytes=1000000&enforce_eager=true", "not enough memory"),
+        (f"kv_cache_memory_bytes={10**12}&{SMALL}", "where memory was short"),
     ],
 )
 async def test_an_engine_that_cannot_start_ends_the_run_with_a_sentence(

@@ -1,0 +1,95 @@
+"""`vllm-server:` for real: a vLLM server with SmolLM2 on the CPU."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cp_agents import Profiler
+from cp_agents.backends.registry import BackendOptions, resolve_backend
+from cp_agents.backends.vllm_server import VllmServer, VllmServerBackend
+from cp_agents.backends.wire_grammar import wire_regex
+from cp_agents.errors import BackendError, InputError
+from cp_agents.parsing import parse_completion
+from cp_agents.schema import Completion, Outcome
+from tests.support import PETS, RECORD
+from tests.vllm.conftest import QUICK, Models, ask, computed
+from tests.vllm.make_model import write_adapter
+
+CUES = "[posted]\n- my cat sleeps all day\n- the flat is small"
+WAIT = "wait=180"
+SHORT = {"regex": wire_regex(PETS, evidence_chars=24)}
+
+
+def open_backend(spec: str, **extra: object) -> VllmServerBackend:
+    backend = resolve_backend(spec, BackendOptions(taxonomy=PETS, extra=extra, timeout_s=300))
+    assert isinstance(backend, VllmServerBackend)
+    return backend
+
+
+async def drawn(backend: VllmServerBackend, *indices: int, **settings: float) -> dict[int, Completion]:
+    found = {c.index: c async for c in backend.sample(ask(CUES, *indices, **settings))}
+    assert [c.error_message for c in found.values() if c.error_type] == []
+    return found
+
+
+@pytest.mark.parametrize("structured", ["regex", "grammar"])
+async def test_ten_constrained_samples_in_one_request_all_parse(server: str, structured: str) -> None:
+    backend = open_backend(f"vllm-server:{server}?{WAIT}&structured={structured}")
+    assert backend.identity.kind == "vllm-server"
+    assert backend.identity.model == "smollm2"
+    assert backend.capabilities.n
+    for completion in (await drawn(backend)).values():
+        parsed = parse_completion(completion, PETS)
+        assert {a.outcome for a in parsed.attributes.values()} == {Outcome.OK}
+
+
+async def test_a_run_computes_every_prompt_once(server: str) -> None:
+    backend = open_backend(f"vllm-server:{server}/v1?{WAIT}", structured_outputs=SHORT)
+    await drawn(backend, 0, max_tokens=1)  # the instructions, which all prompts begin with
+    before = computed(server)
+    records = [RECORD | {"user_id": f"u{i}", "seen": [f"film {i}" * 20]} for i in range(3)]
+    profiler = Profiler(backend, taxonomy=PETS, samples=10, **QUICK)
+    _, report = await profiler.aprofile_many(records)
+    assert report.meter.outcomes == {"ok": 30}
+    fresh = report.meter.prompt_tokens - report.meter.cached_tokens
+    assert computed(server) - before < report.meter.prompt_tokens / 2
+    assert computed(server) - before <= fresh + 30 * 32
+
+
+async def test_adapters_are_loaded_and_unloaded_while_the_server_runs(
+    server: str, models: Models, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(models.adapter, folder)
+    base = open_backend(f"vllm-server:{server}?{WAIT}#smollm2", structured_outputs=SHORT)
+    first = open_backend(f"vllm-server:{server}#smollm2+{folder}", structured_outputs=SHORT)
+    names = [one.name for one in first.server.models()]
+    assert names == ["smollm2", first.identity.model]
+    assert first.identity.model.startswith("adapter-")
+    answers = await drawn(first, 0, 1, 2)
+    assert {parse_completion(c, PETS).outcome for c in answers.values()} == {Outcome.OK}
+    assert [c.text for c in answers.values()] != [c.text for c in (await drawn(base, 0, 1, 2)).values()]
+
+    again = open_backend(f"vllm-server:{server}#smollm2+{folder}", structured_outputs=SHORT)
+    assert again.identity == first.identity
+    assert len(again.server.models()) == 2, "it is not loaded twice"
+
+    write_adapter(models.base, folder, seed=2)
+    retrained = open_backend(f"vllm-server:{server}#+{folder}", structured_outputs=SHORT)
+    assert retrained.identity.model != first.identity.model
+    assert len(retrained.server.models()) == 3
+
+    for backend in (first, retrained):
+        backend.server.unload_adapter(backend.identity.model)
+    assert [one.name for one in base.server.models()] == ["smollm2"]
+    with pytest.raises(BackendError, match="could not unload the adapter 'nobody'"):
+        base.server.unload_adapter("nobody")
+
+
+def test_a_model_that_is_not_served(server: str) -> None:
+    with pytest.raises(InputError, match="has no model 'gpt': it has smollm2"):
+        open_backend(f"vllm-server:{server}?{WAIT}#gpt")
+    assert VllmServer(server).version().startswith("0.")
