@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help setup setup-dev demo test lint format typecheck docs bench clean
+.PHONY: help setup setup-dev demo test test-vllm lint format typecheck docs bench bench-vllm clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -33,6 +33,26 @@ demo: $(VENV)/.core ## profile the shipped sample users, no key needed
 
 test: $(VENV)/.dev ## run all tests
 	@$(BIN)/pytest -n 2
+
+# vLLM brings its own torch, 3.5 GB in all, so it has an environment of its own. The three packages that go do not fit
+# the CPU's torch. The thread settings are for two cores that other programs use as well.
+VLLM_VENV ?= .venv-vllm
+VLLM_ENV = VLLM_CPU_KVCACHE_SPACE=2 VLLM_CPU_OMP_THREADS_BIND=0-1 KMP_BLOCKTIME=0 VLLM_HOST_IP=127.0.0.1 \
+	LD_PRELOAD=$(CURDIR)/$(VLLM_VENV)/lib/libiomp5.so
+
+$(VLLM_VENV)/.ready: tests/vllm/requirements.txt pyproject.toml
+	@echo "setting up $(VLLM_VENV), 3.5 GB ..."
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/vllm/requirements.txt -e .
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.ready ## run the tests that need vLLM, on the CPU
+	@$(VLLM_ENV) CP_AGENTS_TEST_VLLM=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm --durations=5
+
+bench-vllm: $(VLLM_VENV)/.ready ## measure what the graph costs on top of vLLM
+	@$(VLLM_VENV)/bin/python tests/vllm/make_model.py $(VLLM_VENV)/models
+	@$(VLLM_ENV) $(VLLM_VENV)/bin/python benchmarks/vllm_throughput.py $(VLLM_VENV)/models/smollm2
 
 lint: $(VENV)/.dev ## check style and layers
 	@$(BIN)/ruff check .

@@ -37,10 +37,10 @@ class Capabilities:
     """Several samples of one prompt in one request."""
     seed: bool = False
     """The same seed gives the same sample."""
-    by_record: bool = False
-    """The answer depends on whose record it is and not on the prompt alone, as in a recording."""
     retries: bool = False
     """It retries transient failures itself, so nobody above it should."""
+    by_record: bool = False
+    """The answer depends on whose record it is and not on the prompt alone, as in a recording."""
 
 
 @dataclass(frozen=True)

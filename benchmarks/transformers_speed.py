@@ -91,8 +91,8 @@ async def backend(
     chat: ChatModel, asked: list[SampleRequest], max_rows: int
 ) -> tuple[tuple[float, float], int]:
     """Seconds for all samples of all requests at once, and prompt tokens that were read for them."""
-    one = TransformersBackend.__new__(TransformersBackend)
-    one._engine = Engine(lambda: chat, max_rows=max_rows, sampler="transformers")
+    one = TransformersBackend(model)
+    one._engine = Engine(lambda: chat, max_rows=max_rows, sampler="transformers")  # weights that are at hand
 
     async def draw(request: SampleRequest) -> int:
         fresh = 0
@@ -146,11 +146,11 @@ def main() -> None:
         if args.prompt:
             cut(chat, asked[0], args.prompt)
         warm = [SampleRequest(asked[0].messages, (0,), max_tokens=2)]
-        asyncio.run(backend(chat, warm, args.max_rows))
+        asyncio.run(backend(args.model, chat, warm, args.max_rows))
         rows = {}
         for count in args.records:
             chat.rows.clear()
-            rows[count] = asyncio.run(backend(chat, asked[:count], args.max_rows))
+            rows[count] = asyncio.run(backend(args.model, chat, asked[:count], args.max_rows))
             print(f"{dtype}, {count} records: {rows[count]}", file=sys.stderr)
         chat._model.set_attn_implementation("sdpa")
         prompt = chat.encode(asked[0].messages)

@@ -150,10 +150,8 @@ def build_graph(
         raised = error.error
         if isinstance(raised, BackendError) and raised.error_type.is_fatal:
             raise raised
-        if isinstance(raised, BackendError):
-            kind, message = raised.error_type, str(raised)
-        else:  # only its type: its words may quote the record, or a key
-            kind, message = ErrorType.INTERNAL, f"{type(raised).__name__} in the backend"
+        kind = raised.error_type if isinstance(raised, BackendError) else ErrorType.INTERNAL
+        message = sampling.describe(raised)
         sampling.store_failure(current(), state["record_id"], state["sample_index"], kind, message)
         return Command(update={"drawn": [state["sample_index"]]}, goto="vote")
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cp_agents.backends.base import SampleRequest, cache_keys
-from cp_agents.errors import BackendError, ErrorType
+from cp_agents.errors import BackendError, CpAgentsError, ErrorType
 from cp_agents.grounding import CueIndex, ground
 from cp_agents.parsing import parse_completion
 from cp_agents.schema import Completion, Usage
@@ -79,8 +79,7 @@ async def draw(
         # A fault of the adapter itself must not lose the record: it becomes typed rows like any other failure.
         if raise_retryable:
             raise
-        # Only its type: its words may quote the record, or a key.
-        for sample in failures(ErrorType.INTERNAL, f"{type(error).__name__} in the backend"):
+        for sample in failures(ErrorType.INTERNAL, describe(error)):
             yield sample
     else:
         if waiting:
@@ -102,6 +101,11 @@ def pending(ctx: ProfilingContext, record_id: int) -> SampleRequest | None:
     landing.store(reused)
     left = sorted(set(missing) - {sample.completion.index for sample in reused})
     return replace(landing.request, indices=tuple(left)) if left else None
+
+
+def describe(error: BaseException) -> str:
+    """What is stored of an exception: our own sentence, else only its type, whose words may quote a record or a key."""
+    return str(error) if isinstance(error, CpAgentsError) else f"{type(error).__name__} in the backend"
 
 
 def store_failure(ctx: ProfilingContext, record_id: int, index: int, kind: ErrorType, message: str) -> None:

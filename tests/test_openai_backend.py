@@ -374,7 +374,7 @@ async def test_a_transient_failure_is_tried_again_from_the_original_prompt(
 async def test_a_failure_that_stays_becomes_typed_samples(
     serve: Serve, broken: Reply, kind: ErrorType
 ) -> None:
-    server, backend = await serve(LoopbackConfig(script=always(broken)), timeout_s=0.1, max_attempts=2)
+    server, backend = await serve(LoopbackConfig(script=always(broken)), timeout_s=0.5, max_attempts=2)
     got = await draw(backend, request(3))
     assert [(c.index, c.error_type, c.text) for c in got] == [(i, kind, "") for i in range(3)]
     assert all(c.error_message and len(c.error_message) < 200 for c in got)
@@ -417,22 +417,20 @@ async def test_a_rate_limit_holds_every_call_for_as_long_as_it_asks(serve: Serve
 async def test_rate_limited_calls_go_on_while_the_endpoint_answers_others(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cp_agents.backends.openai.PATIENCE_S", 0.4)
-    began = time.time()
-    open_s = 0.8
-    answered = 0
+    monkeypatch.setattr("cp_agents.backends.openai.PATIENCE_S", 1.0)
+    calls, is_open = 0, True
 
-    def one_in_twenty_ms(body: dict[str, Any], _: int) -> Reply | None:
-        nonlocal answered
-        if time.time() - began < open_s and time.time() - began > 0.02 * answered:
-            answered += 1
+    def one_in_four(body: dict[str, Any], _: int) -> Reply | None:
+        nonlocal calls
+        calls += 1
+        if is_open and calls % 4 == 0:
             return None
         return Reply(error_body("slow down"), 429, {"Retry-After": "0.01"})
 
-    server, backend = await serve(LoopbackConfig(script=one_in_twenty_ms), n="no", max_attempts=2)
+    server, backend = await serve(LoopbackConfig(script=one_in_four), n="no", max_attempts=2)
     assert kinds(await draw(backend, request(12))) == {None}
     assert max(Counter(r.body for r in server.requests).values()) > 2
-    await asyncio.sleep(open_s - (time.time() - began))
+    is_open = False
     assert kinds(await draw(backend, request(2, user=1))) == {ErrorType.RATE_LIMITED}
     assert time.time() - began < open_s + 1
 
@@ -765,7 +763,7 @@ async def test_the_endpoint_is_named_without_credentials(serve: Serve) -> None:
     )
     assert backend.identity.endpoint == server.url
     assert "pass" not in repr(backend)
-    assert backend.identity.revision == "r1"
+    assert backend.identity.revision.startswith("r1+")  # the query may decide the answers, by its hash
     assert (
         OpenAIBackend("m", base_url="HTTPS://Host.example:443/v1//").identity.endpoint
         == "https://host.example/v1"
