@@ -430,9 +430,9 @@ async def test_rate_limited_calls_go_on_while_the_endpoint_answers_others(
     server, backend = await serve(LoopbackConfig(script=one_in_four), n="no", max_attempts=2)
     assert kinds(await draw(backend, request(12))) == {None}
     assert max(Counter(r.body for r in server.requests).values()) > 2
-    is_open = False
+    is_open, closed = False, time.time()
     assert kinds(await draw(backend, request(2, user=1))) == {ErrorType.RATE_LIMITED}
-    assert time.time() - began < open_s + 1
+    assert time.time() - closed < 3
 
 
 async def test_a_wait_that_is_a_quota_fails_at_once(serve: Serve) -> None:
