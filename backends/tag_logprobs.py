@@ -90,8 +90,9 @@ def tag_probabilities(tokens: Sequence[TagToken], attribute: Attribute) -> dict[
     return {tag: math.exp(logprob) / total for tag, logprob in logprobs.items()} if total else {}
 
 
-def read_openai(content: object) -> list[TagToken]:
-    """The `logprobs.content` list of a chat completion's choice; entries that are none are left out."""
+def read_openai(logprobs: object) -> list[TagToken]:
+    """The `logprobs` of a chat completion's choice; what is no token is left out."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
     return [
         TagToken(entry["token"], float(entry["logprob"]), _top(entry.get("top_logprobs")))
         for entry in (content if isinstance(content, list) else [])

@@ -88,7 +88,7 @@ def generate(chat: ChatModel, prompt: Encoded, answer: int, calls: int) -> tuple
 
 
 async def backend(
-    chat: ChatModel, asked: list[SampleRequest], max_rows: int
+    model: str, chat: ChatModel, asked: list[SampleRequest], max_rows: int
 ) -> tuple[tuple[float, float], int]:
     """Seconds for all samples of all requests at once, and prompt tokens that were read for them."""
     one = TransformersBackend(model)

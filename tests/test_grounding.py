@@ -382,8 +382,8 @@ def test_grounding_takes_microseconds() -> None:
         ]
         return best_time(block, samples)
 
-    assert measure(12) < 300e-6  # about 90 on an idle core
-    assert measure(200) < 1e-3
+    assert measure(12) < 2e-3  # about 90 microseconds on an idle core
+    assert measure(200) < 8e-3
 
 
 def test_hostile_evidence_has_bounded_cost() -> None:

@@ -41,7 +41,9 @@ def test_the_embedded_baseline_beats_the_best_constant_answers(
             m.selective_accuracy for m in metrics.at_tau if m.answered >= 100 and m.selective_accuracy
         ]
         steps = [later - earlier for earlier, later in itertools.pairwise(accuracies)]
-        assert all(step > -0.02 for step in steps), f"{attribute}: {accuracies}"  # a handful of answers either way
+        assert all(step > -0.02 for step in steps), (
+            f"{attribute}: {accuracies}"
+        )  # a handful of answers either way
         assert not steps or accuracies[-1] > accuracies[0], f"{attribute}: {accuracies}"
 
 

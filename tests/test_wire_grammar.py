@@ -252,5 +252,5 @@ def test_reads_the_shape_of_chat_completions() -> None:
         {"token": "x", "logprob": 0},
         "nonsense", {"token": "y"},
     ]  # fmt: skip
-    assert read_openai(content) == [TagToken("Cat", -0.5, {"Dog": -1.5}), TagToken("x", 0.0, {})]
-    assert read_openai(None) == []
+    assert read_openai({"content": content}) == [TagToken("Cat", -0.5, {"Dog": -1.5}), TagToken("x", 0.0, {})]
+    assert read_openai(None) == read_openai({"content": None}) == read_openai([]) == []
