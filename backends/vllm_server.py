@@ -185,6 +185,7 @@ class VllmServerBackend(OpenAIBackend):
         if chosen.structured_outputs:
             self._check_version()
             extra["structured_outputs"] = chosen.structured_outputs
+        bearing = dict(extra)  # what follows has no bearing on what is answered
         if chosen.seeds is False:
             extra["seed"] = None
         if chosen.logprobs:
@@ -201,7 +202,7 @@ class VllmServerBackend(OpenAIBackend):
             budget=budget,
             prices=prices,
             extra_body=extra,
-            revision=digest(served.root, served.base, own_revision, extra),
+            revision=digest(served.root, served.base, own_revision, bearing),
         )
         self._identity = replace(self._identity, kind="vllm-server")
         self._taxonomy = taxonomy
