@@ -316,9 +316,11 @@ def _may_help(error: BaseException) -> bool:
 def _revision(given: str, base_url: str, extra_body: dict[str, Any] | None) -> str:
     """What decides the answers beside model and endpoint: the given revision, extra parameters, the URL's query."""
     query = urlsplit(base_url).query
-    if not query and not extra_body:
+    # Log-probabilities are reported beside an answer and do not change it.
+    extra = {k: v for k, v in (extra_body or {}).items() if k not in ("logprobs", "top_logprobs")}
+    if not query and not extra:
         return given
-    canonical = json.dumps([query, extra_body or {}], sort_keys=True, default=str)
+    canonical = json.dumps([query, extra], sort_keys=True, default=str)
     return "+".join(filter(None, (given, hashlib.sha256(canonical.encode()).hexdigest()[:12])))
 
 
