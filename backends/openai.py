@@ -317,7 +317,9 @@ def _revision(given: str, base_url: str, extra_body: dict[str, Any] | None) -> s
     """What decides the answers beside model and endpoint: the given revision, extra parameters, the URL's query."""
     query = urlsplit(base_url).query
     # Log-probabilities are reported beside an answer and do not change it.
-    extra = {k: v for k, v in (extra_body or {}).items() if k not in ("logprobs", "top_logprobs")}
+    extra = {
+        k: v for k, v in (extra_body or {}).items() if k not in ("logprobs", "top_logprobs") and v is not None
+    }
     if not query and not extra:
         return given
     canonical = json.dumps([query, extra], sort_keys=True, default=str)
