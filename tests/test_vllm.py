@@ -144,13 +144,7 @@ def test_the_identity_tells_apart_what_answers_differently(server: FakeServer) -
 
     plain = of("")
     assert plain[:3] == ("vllm-server", "base", f"{server.url}/v1")
-    assert (
-        of("/v1/")
-        == of("#base")
-        == of("?wait=5&logprobs=3&seeds=false")
-        == of("", top_k=20)[:3] + plain[3:]
-        == plain
-    )
+    assert [of("/v1/"), of("#base"), of("?wait=5&logprobs=3&seeds=false")] == [plain] * 3
     variants = {of("?structured=regex"), of("?structured=grammar"), of("?top_k=20"), of("?revision=b"), plain}
     assert len(variants) == 5
     assert of("?top_k=20") == of("", top_k=20)

@@ -13,7 +13,7 @@ from cp_agents import Profiler
 from cp_agents.backends.registry import BackendOptions, resolve_backend
 from cp_agents.backends.tag_logprobs import ScoredCompletion, tag_probabilities
 from cp_agents.backends.vllm import VllmBackend
-from cp_agents.backends.wire_grammar import constraint, wire_regex
+from cp_agents.backends.wire_grammar import wire_regex
 from cp_agents.background import run_sync
 from cp_agents.errors import BackendError, ErrorType
 from cp_agents.parsing import parse_answer, parse_completion
@@ -103,7 +103,7 @@ async def test_six_attributes_parse_too(backend: VllmBackend) -> None:
 
     async def straight(llm: Any) -> list[str]:
         prompt = llm.get_tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        structured = StructuredOutputsParams(**constraint("regex", taxonomy))
+        structured = StructuredOutputsParams(regex=wire_regex(taxonomy, evidence_chars=24))
         whole = RequestOutputKind.FINAL_ONLY
         params = SamplingParams(n=10, max_tokens=1200, structured_outputs=structured, output_kind=whole)
         *_, last = [output async for output in llm.generate(prompt, params, "six")]
