@@ -244,6 +244,8 @@ class Prediction(BaseModel):
     confidence: int | None = None
     """1..5, after the cap for ungrounded evidence."""
     evidence: list[Evidence] = Field(default_factory=list)
+    probability: float | None = None
+    """What the model gave the tag among the attribute's tags, 0..1, read from its tokens' log probabilities."""
 
 
 class AttributeProfile(BaseModel):

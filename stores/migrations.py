@@ -229,3 +229,45 @@ def m003_record_threads(db: Database) -> None:
         end;
         """,
     )
+
+
+@migrations()
+def m004_sampling(db: Database) -> None:
+    """How many samples adaptive sampling asked for and why it stopped; what the model itself gave each tag."""
+    run_statements(
+        db,
+        """
+        alter table records add column asked integer;      -- samples asked for; null: all M, as the run says
+        alter table records add column stop_reason text;   -- why no more were: see cp_agents.adaptive; null: all M
+        alter table predictions add column probability real; -- of the tag among the attribute's, by its tokens
+        """,
+    )
+
+
+@migrations()
+def m005_students(db: Database) -> None:
+    """Models that were trained from the traces, and what they may be used with."""
+    run_statements(
+        db,
+        """
+        create table students (
+            student_id text primary key,   -- 12 hex digits over base, weights, prompt and taxonomy
+            name text not null,
+            base text not null,            -- the model that it was trained from, as a backend names it
+            kind text not null,            -- full or adapter
+            path text not null,            -- folder of the weights or of the adapter
+            weights_hash text not null,
+            language text not null,        -- of the prompt, or its folder of templates
+            prompt_version text not null,
+            taxonomy text not null,        -- JSON
+            taxonomy_hash text not null,
+            calibrator_id text,
+            source_run text,               -- the teacher's run that it learned from
+            training text not null,        -- JSON: stage, run folder, settings
+            metrics text not null,         -- JSON, measured
+            created_at text not null,
+            promoted_at text               -- the newest promoted student of a name is the one that serves
+        );
+        create index students_name on students (name);
+        """,
+    )
