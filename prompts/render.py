@@ -4,6 +4,10 @@ A language is a folder of templates: `system.md` (task, principles, confidence c
 `attribute.md` (one attribute and its tags), `user.md` (around the record) and, optionally, `example.yaml` (the
 one-shot example). `{{name}}` is a placeholder. All that is equal for all users comes first - system, example
 user, example assistant - and is built once, so that a server's prefix cache holds it; the user comes last.
+
+A compact prompt is for a student that has learned taxonomy and principles by heart: its `system.md` names the
+attributes by `{{names}}`, and may leave out `{{attributes}}` (with `attribute.md` and the taxonomy's example) and
+`{{format}}`.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ class Prompt:
 
     language: str
     version: str
-    """12 hex digits over every byte that is not the record's: templates, taxonomy and example."""
+    """12 hex digits over every byte that is not the record's: templates, example, and what they say of the taxonomy."""
     shared: tuple[Message, ...]
     """What precedes the user: system, and the example's user and assistant turn where there is one."""
     before: str
@@ -79,26 +83,21 @@ def fenced_block(messages: Iterable[Message]) -> str:
 def load_prompt(taxonomy: Taxonomy, language: str = "en") -> Prompt:
     """The prompt for `taxonomy` in a built-in language, or from the folder of templates that `language` names.
 
-    The one-shot example is the taxonomy's own, else that of the language. A built-in language's example that
-    answers other attributes or tags than the taxonomy has is left out; any other example has to fit.
+    The one-shot example is the taxonomy's own where the prompt lists its tags, else that of the language. A built-in
+    language's example that answers other attributes or tags than the taxonomy has is left out; any other example
+    has to fit.
     Raises `InputError` for an unknown language, a template that lacks a placeholder, a wrong example.
     """
     folder, code, built_in = _folder(language)
-    attribute_template = _template(folder, "attribute.md", {"name", "tags"}, {"description"})
-    system = _fill(
-        _template(folder, "system.md", {"attributes", "format"}),
-        {
-            "attributes": _attributes(taxonomy, code, attribute_template),
-            "format": _answer_form(taxonomy.names),
-        },
-    )
+    system, lists_tags = _system(taxonomy, folder, code)
     user = _template(folder, "user.md", {"record"})
     parts = _PLACEHOLDER.split(user)
     if len(parts) != 3 or FENCE_OPEN in user or FENCE_CLOSE in user:
         raise InputError(
             f"template {folder / 'user.md'}: expected {{{{record}}}} once, and no fence around it"
         )
-    return _assemble(code, system, parts[0], parts[2], _example(taxonomy, folder, built_in))
+    example = _example(taxonomy, folder, built_in, the_taxonomys_own=lists_tags)
+    return _assemble(code, system, parts[0], parts[2], example)
 
 
 def _assemble(language: str, system: str, before: str, after: str, example: tuple[str, str] | None) -> Prompt:
@@ -108,6 +107,18 @@ def _assemble(language: str, system: str, before: str, after: str, example: tupl
         shared = (*bare.messages(example[0]), Message("assistant", example[1]))
     content = "\x1f".join((*(m.content for m in shared), before, after))
     return Prompt(language, hashlib.sha256(content.encode()).hexdigest()[:12], shared, before, after)
+
+
+def _system(taxonomy: Taxonomy, folder: Traversable, language: str) -> tuple[str, bool]:
+    """The system message, and whether it lists the taxonomy's tags."""
+    says = set(_PLACEHOLDER.findall(_read(folder, "system.md") or ""))
+    required = {"names"} if "names" in says else {"attributes", "format"}
+    template = _template(folder, "system.md", required, {"attributes", "format"})
+    values = {"names": ", ".join(taxonomy.names), "format": _answer_form(taxonomy.names)}
+    if "attributes" in says:
+        attribute = _template(folder, "attribute.md", {"name", "tags"}, {"description"})
+        values["attributes"] = _attributes(taxonomy, language, attribute)
+    return _fill(template, values), "attributes" in says
 
 
 # --- templates --------------------------------------------------------------------------------------------
@@ -189,9 +200,11 @@ def _answer_form(attributes: Iterable[str]) -> str:
 # --- the one-shot example ---------------------------------------------------------------------------------
 
 
-def _example(taxonomy: Taxonomy, folder: Traversable, built_in: bool) -> tuple[str, str] | None:
+def _example(
+    taxonomy: Taxonomy, folder: Traversable, built_in: bool, *, the_taxonomys_own: bool
+) -> tuple[str, str] | None:
     """The example's cue block and answer, or None where there is none for this taxonomy."""
-    if taxonomy.example is not None:
+    if taxonomy.example is not None and the_taxonomys_own:
         return _render_example(taxonomy, taxonomy.example, f"the example of taxonomy {taxonomy.name!r}")
     text = _read(folder, "example.yaml")
     if text is None:

@@ -27,7 +27,8 @@ from cp_agents.taxonomy import Taxonomy, load_taxonomy
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = Path(__file__).parent.parent / "prompts"
 TABLE_6 = load_taxonomy()
-PROMPTS = {language: load_prompt(TABLE_6, language) for language in ("en", "zh")}
+COMPACT = ("en-compact", "zh-compact")
+PROMPTS = {language: load_prompt(TABLE_6, language) for language in ("en", "zh", *COMPACT)}
 
 RECORD: dict[str, Any] = {
     "user_id": "golden-1",
@@ -73,7 +74,7 @@ def rendered(raw: dict[str, Any], prompt: Prompt = PROMPTS["en"]) -> tuple[Messa
 # --- what is rendered -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", PROMPTS)
 def test_the_messages_of_a_record_are_byte_equal_to_the_golden_file(language: str) -> None:
     found = {"version": PROMPTS[language].version}
     found_text = json.dumps(
@@ -124,6 +125,32 @@ def test_the_example_keeps_the_rules_that_the_prompt_states(language: str) -> No
         assert all(any(piece in content for content in contents) for piece in evidence.split("; "))
 
 
+@pytest.mark.parametrize("language", COMPACT)
+def test_the_compact_prompt_says_a_small_part_of_the_full_one_and_keeps_the_fence(language: str) -> None:
+    block = "[watched]\n- Repotting a monstera"
+    compact, full = PROMPTS[language].messages(block), PROMPTS[language.partition("-")[0]].messages(block)
+    assert [m.role for m in compact] == ["system", "user"]
+    assert compact[1].content == f"{FENCE_OPEN}\n{block}\n{FENCE_CLOSE}"
+    assert ", ".join(TABLE_6.names) in compact[0].content
+    assert "Female" not in compact[0].content
+    tokens = [sum(estimate_tokens(m.content) for m in messages) for messages in (compact, full)]
+    assert 10 * tokens[0] < tokens[1]
+
+
+def test_a_compact_prompt_takes_the_taxonomys_example_only_with_its_tags(tmp_path: Path) -> None:
+    taxonomy = own_taxonomy(example=OWN_EXAMPLE)
+    compact = load_prompt(taxonomy, "en-compact")
+    assert "genre, format" in compact.shared[0].content
+    assert len(compact.shared) == 1
+    folder = shutil.copytree(TEMPLATES / "en-compact", tmp_path / "mine")
+    (folder / "system.md").write_text("For {{names}}:\n{{attributes}}\n{{format}}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"^no template attribute.md in "):
+        load_prompt(taxonomy, str(folder))
+    shutil.copy(TEMPLATES / "en" / "attribute.md", folder)
+    assert [m.role for m in load_prompt(taxonomy, str(folder)).shared] == ["system", "user", "assistant"]
+    assert "- Travel: journeys" in load_prompt(taxonomy, str(folder)).shared[0].content
+
+
 def test_another_taxonomy_gets_no_example_unless_it_brings_one() -> None:
     bare = load_prompt(own_taxonomy())
     assert [m.role for m in bare.messages("[a]\n- b")] == ["system", "user"]
@@ -161,7 +188,7 @@ def test_the_version_follows_every_byte_that_is_not_the_records(tmp_path: Path) 
         assert load_prompt(TABLE_6, str(folder)).version == PROMPTS["en"].version
         (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
         versions.add(load_prompt(TABLE_6, str(folder)).version)
-    assert len(versions) == 8
+    assert len(versions) == len(PROMPTS) + 6
     assert all(len(v) == 12 and int(v, 16) >= 0 for v in versions)
     assert load_prompt(TABLE_6).version == PROMPTS["en"].version
 
@@ -263,7 +290,8 @@ def test_messages_without_a_fence_have_no_block(messages: list[Message]) -> None
 
 def test_an_unknown_language_lists_those_at_hand() -> None:
     with pytest.raises(
-        InputError, match=r"^no prompt language 'fr': there are en, zh, or name a folder of templates$"
+        InputError,
+        match=r"^no prompt language 'fr': there are en, en-compact, zh, zh-compact, or name a folder of templates$",
     ):
         load_prompt(TABLE_6, "fr")
 
@@ -273,6 +301,7 @@ def test_an_unknown_language_lists_those_at_hand() -> None:
     [
         ("system.md", None, "no template system.md"),
         ("system.md", "Only {{attributes}}", "the placeholder {{format}} is missing"),
+        ("system.md", "Only {{format}}", "the placeholder {{attributes}} is missing"),
         ("system.md", "{{attributes}} {{format}} {{record}}", "unknown placeholder {{record}}"),
         ("attribute.md", "{{name}}", "the placeholder {{tags}} is missing"),
         ("user.md", "the user", "the placeholder {{record}} is missing"),

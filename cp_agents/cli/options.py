@@ -21,7 +21,11 @@ Backend = Annotated[str, typer.Option("--backend", help="lexicon, openai:MODEL o
 BaseUrl = Annotated[str | None, typer.Option("--base-url", help="Endpoint of an OpenAI-compatible server.")]
 Taxonomy = Annotated[str, typer.Option("--taxonomy", help="A built-in taxonomy or a YAML file of yours.")]
 Language = Annotated[
-    str, typer.Option("--language", help="Prompt language (en, zh) or a folder of templates.")
+    str,
+    typer.Option(
+        "--language",
+        help="Prompt language (en, zh; en-compact, zh-compact for students) or a folder of templates.",
+    ),
 ]
 Samples = Annotated[int, typer.Option("--samples", help="M, samples per record.")]
 TokenBudget = Annotated[int, typer.Option("--token-budget", help="Estimated tokens of a record's cues.")]
