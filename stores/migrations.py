@@ -251,7 +251,7 @@ def m005_students(db: Database) -> None:
         db,
         """
         create table students (
-            student_id text primary key,   -- 12 hex digits over base, weights, prompt and taxonomy
+            student_id text primary key,   -- 12 hex digits over name, base, weights, prompt and taxonomy
             name text not null,
             base text not null,            -- the model that it was trained from, as a backend names it
             kind text not null,            -- full or adapter
