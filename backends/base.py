@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from cp_agents.schema import Completion, Message
+from cp_agents.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Capabilities:
     """It retries transient failures itself, so nobody above it should."""
     by_record: bool = False
     """The answer depends on whose record it is and not on the prompt alone, as in a recording."""
+    logprobs: bool | None = False
+    """It says what the model gave each tag, where it is asked (see `SampleRequest.score_tags`); None where only the
+    first answer tells."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,14 @@ class SampleRequest:
     """Run seed; sample i is drawn with `seed + i` where the backend honours seeds."""
     record_key: str = ""
     """The user id, for backends that look answers up. It never leaves the machine."""
+    score_tags: Taxonomy | None = field(default=None, repr=False, compare=False)
+    """Whose tags' probabilities are wanted, in `Completion.probabilities`. A backend that cannot, answers without."""
 
     def canonical(self) -> str:
-        """Canonical JSON of what determines the answer of every index. Excludes `record_key` and `indices`."""
+        """Canonical JSON of what determines the answer of every index.
+
+        Excludes `record_key` and `indices`, and `score_tags`: what is told of an answer does not change it.
+        """
         return json.dumps(
             {
                 "messages": [m.as_dict() for m in self.messages],

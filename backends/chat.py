@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from cp_agents.backends.base import SampleRequest
+from cp_agents.backends.tag_logprobs import TOP, TagToken, read_openai
 from cp_agents.cues import estimate_tokens
 from cp_agents.errors import BackendError, ErrorType
 
@@ -61,6 +62,9 @@ def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
+_LOGPROBS = ("logprobs", "top_logprobs")
+
+
 class Dialect:
     """The optional parameters that an endpoint takes, learned from its refusals and never from a model's name."""
 
@@ -68,7 +72,7 @@ class Dialect:
         """Leaves alone what the user has `given` in so many words."""
         if "max_completion_tokens" in given:
             given = {*given, "max_tokens"}
-        self._wire = {n: n for n in ("temperature", "top_p", "max_tokens", "seed") if n not in given}
+        self._wire = {n: n for n in ("temperature", "top_p", "max_tokens", "seed", *_LOGPROBS) if n not in given}
 
     def parameters(self, request: SampleRequest, run: range) -> dict[str, Any]:
         """The parameters of a call for the sample indices in `run`, as this endpoint calls them."""
@@ -78,7 +82,14 @@ class Dialect:
             "max_tokens": request.max_tokens,
             "seed": request.seed + run.start,
         }
-        return {wire: values[name] for name, wire in self._wire.items()}
+        if request.score_tags is not None:
+            values |= {"logprobs": True, "top_logprobs": TOP}
+        return {wire: values[name] for name, wire in self._wire.items() if name in values}
+
+    @property
+    def takes_logprobs(self) -> bool:
+        """Whether log-probabilities have not been refused."""
+        return "logprobs" in self._wire
 
     def learn(self, refused: str) -> str | None:
         """Rename or leave out what was refused; says so, or gives None where another call has learned it already."""
@@ -89,6 +100,9 @@ class Dialect:
                 self._wire[name] = "max_completion_tokens"
                 return "the endpoint takes max_completion_tokens in place of max_tokens"
             del self._wire[name]
+            if name == "logprobs":
+                self._wire.pop("top_logprobs", None)
+                return "the endpoint gives no log-probabilities: its answers come without"
             return f"the endpoint does not take {refused}: its own default is in force"
         return None
 
@@ -100,6 +114,8 @@ class Choice(NamedTuple):
     reasoning: str
     finish_reason: str | None
     refusal: bool
+    tokens: Sequence[TagToken] = ()
+    """With their log-probabilities, where the endpoint gives them."""
 
 
 class Reply(NamedTuple):
@@ -173,6 +189,7 @@ def _choice(raw: dict[str, Any]) -> Choice | None:
         reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")),
         finish_reason=finish if isinstance(finish, str) else None,
         refusal=bool(refusal) or finish == "refusal",
+        tokens=read_openai(raw.get("logprobs")),
     )
 
 
@@ -258,6 +275,10 @@ class _ErrorText(NamedTuple):
 
 
 def _unsupported(said: _ErrorText, sent: Sequence[str]) -> str | None:
+    # Log-probabilities are asked for with a number of alternatives that is ours: any word against them is a refusal.
+    about = f"{said.param} {said.message}".lower()
+    if refused := [name for name in reversed(_LOGPROBS) if name in sent and re.search(rf"\b{name}\b", about)]:
+        return refused[0]
     # A value out of range also names the parameter: that is the user's mistake and must not be papered over.
     if not _UNSUPPORTED.search(f"{said.code} {said.message}".replace("_", " ")):
         return None

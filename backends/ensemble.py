@@ -46,6 +46,11 @@ class EnsembleBackend:
             "ensemble", ",".join(self._samplers), revision=hashlib.sha256(whole.encode()).hexdigest()[:12]
         )
 
+    @property
+    def members(self) -> tuple[Backend, ...]:
+        """Those that share the samples."""
+        return self._members
+
     def __repr__(self) -> str:
         return f"EnsembleBackend({self._identity.model!r})"
 
@@ -63,6 +68,7 @@ class EnsembleBackend:
             seed=all(one.seed for one in each),
             retries=all(one.retries for one in each),
             by_record=any(one.by_record for one in each),
+            logprobs=_of_all([one.logprobs for one in each]),
         )
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
@@ -129,6 +135,11 @@ class EnsembleBackend:
             yield Completion(
                 index=index, sampler=self._samplers[turn], error_type=kind, error_message=message
             )
+
+
+def _of_all(each: Sequence[bool | None]) -> bool | None:
+    """Whether all can, None where it is not known of some."""
+    return False if False in each else None if None in each else True
 
 
 def _samplers(identities: Sequence[Identity]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cp_agents.backends.base import SampleRequest
 from cp_agents.backends.hf_queue import Call, Draw, Landed, Line, Queue
+from cp_agents.backends.tag_logprobs import scored
 from cp_agents.errors import BackendError, CpAgentsError, ErrorType
 from cp_agents.schema import Completion, Usage
 
@@ -170,6 +171,7 @@ class Engine:
 
     def _join(self, model: ChatModel, line: Line) -> None:
         from cp_agents.backends.hf_sampling import uniforms
+        from cp_agents.backends.hf_scores import TagScores
 
         prompt = line.read
         assert prompt is not None, "only prompts that were read are joined"
@@ -178,6 +180,7 @@ class Engine:
             draw = line.waiting.popleft()
             draw.tokens, draw.started = [], time.perf_counter()
             draw.uniforms = uniforms(draw.call.request.seed + draw.index)
+            draw.scores = None if draw.call.request.score_tags is None else TagScores(model.piece)
             if draw.bears_prompt:
                 cached = prompt.tokens if line.counted else prompt.cached
                 draw.usage = Usage(prompt_tokens=prompt.tokens, cached_tokens=cached)
@@ -193,17 +196,20 @@ class Engine:
         import torch
 
         from cp_agents.backends.hf_sampling import next_uniforms, pick
+        from cp_agents.backends.hf_scores import score
 
         if not self._rows:
             return
         draws = [draw for _, draw in self._rows]
         requests = [draw.call.request for draw in draws]
+        logits = torch.stack(self._logits)
         tokens = pick(
-            torch.stack(self._logits),
+            logits,
             [request.temperature for request in requests],
             [request.top_p for request in requests],
             next_uniforms([draw.uniforms for draw in draws if draw.uniforms is not None]),
         )
+        score([draw.scores for draw in draws], logits, tokens)
         done = set()
         for i, (token, (line, draw)) in enumerate(zip(tokens, self._rows, strict=True)):
             draw.tokens.append(token)
@@ -235,6 +241,9 @@ class Engine:
             latency_s=time.perf_counter() - draw.started,
             sampler=self._sampler,
         )
+        taxonomy = draw.call.request.score_tags
+        if draw.scores is not None and taxonomy is not None:
+            completion = scored(completion, draw.scores.tokens, taxonomy)
         draw.land(completion)
         return True
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -73,7 +73,7 @@ class ChatModel:
         """Most tokens of prompt and answer together."""
         self.room_tokens = _free_bytes(device) // token_bytes(config, self._model.dtype.itemsize)
         """How many generated tokens the memory holds at a time."""
-        self.ends = frozenset(_end_ids(self._model, self._tokenizer))
+        self.ends = end_ids(self._model, self._tokenizer)
         """Tokens that end an answer."""
         vocabulary = self._tokenizer.convert_ids_to_tokens(list(range(len(self._tokenizer))))
         self.stop = Stop(stop, [piece or "" for piece in vocabulary], self.text)
@@ -81,6 +81,8 @@ class ChatModel:
             self._encode
         )  # a record's samples may come in requests of their own
         self._head = lru_cache(maxsize=8)(self._encode_head)
+        self.piece = lru_cache(maxsize=65_536)(self._piece)
+        self._anchor = self._tokenizer("<", add_special_tokens=False)["input_ids"][-1:]
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens."""
@@ -89,10 +91,16 @@ class ChatModel:
         )
         return decoded
 
+    def _piece(self, token: int) -> str:
+        """The text of one token inside an answer; "" for special ones."""
+        # Alone, some tokenizers drop the space that a token begins with.
+        before, both = self.text(self._anchor), self.text([*self._anchor, token])
+        return both[len(before) :] if both.startswith(before) else self.text([token])
+
     def _encode(self, messages: tuple[Message, ...]) -> Encoded:
         """The prompt up to where the answer begins. Raises `BackendError` where the chat template refuses it."""
-        text = self._render(messages)
-        ids = self._ids(text)
+        text = prompt_text(self._tokenizer, messages)
+        ids = text_ids(self._tokenizer, text)
         head = self._head(messages[:-1], messages[-1].role)
         shared = next(
             (i for i, (a, b) in enumerate(zip(ids, head, strict=False)) if a != b), min(len(ids), len(head))
@@ -102,24 +110,40 @@ class ChatModel:
         return Encoded(ids, shared if shared >= _WORTH_SHARING else 0, thinking)
 
     def _encode_head(self, messages: tuple[Message, ...], role: Any) -> tuple[int, ...]:
-        return self._ids(self._render((*messages, Message(role, ""))))
+        return text_ids(self._tokenizer, prompt_text(self._tokenizer, (*messages, Message(role, ""))))
 
-    def _render(self, messages: tuple[Message, ...]) -> str:
-        from jinja2 import TemplateError
 
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                [message.as_dict() for message in messages], tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            message = f"the model's chat template refuses it ({error})"
-            raise BackendError(message, ErrorType.BAD_REQUEST) from None
-        return text
+def prompt_text(tokenizer: Any, messages: Iterable[Message]) -> str:
+    """The prompt as the model's chat template writes it, up to where the answer begins.
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        # A lone surrogate has no UTF-8; one broken character must not lose the record.
-        text = text.encode(errors="replace").decode()
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+    Raises `BackendError` where the template refuses it.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [message.as_dict() for message in messages], tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        message = f"the model's chat template refuses it ({error})"
+        raise BackendError(message, ErrorType.BAD_REQUEST) from None
+    return text
+
+
+def text_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """The tokens of a text that holds its special tokens already."""
+    # A lone surrogate has no UTF-8; one broken character must not lose the record.
+    text = text.encode(errors="replace").decode()
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    found = (configured, model.config.eos_token_id, tokenizer.eos_token_id)
+    return frozenset(
+        token for ids in found for token in (ids if isinstance(ids, list) else [] if ids is None else [ids])
+    )
 
 
 def best_device() -> str:
@@ -164,21 +188,21 @@ def _with_adapter(model: Any, files: ModelFiles) -> Any:
         raise InputError(f"the adapter {files.adapter} does not fit {files.folder} ({reason})") from None
 
 
-def _end_ids(model: Any, tokenizer: Any) -> Iterator[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    for ids in (configured, model.config.eos_token_id, tokenizer.eos_token_id):
-        yield from ids if isinstance(ids, list) else [] if ids is None else [ids]
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars of transformers; they would run into those of the command line."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging as said
 
     shown = said.is_progress_bar_enabled()
     said.disable_progress_bar()
+    bar = getattr(gguf, "tqdm", None)  # this one does not ask whether bars are wanted
+    if bar is not None:
+        gguf.tqdm = partial(bar, disable=True)
     try:
         yield
     finally:
+        if bar is not None:
+            gguf.tqdm = bar
         if shown:
             said.enable_progress_bar()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from cp_agents.backends.hf_model import Encoded
     from cp_agents.backends.hf_rows import ReadPrompt
+    from cp_agents.backends.hf_scores import TagScores
 
 Landed = Callable[[Completion | BackendError], None]
 
@@ -58,6 +59,8 @@ class Draw:
     """Whether the prompt's tokens are counted on it."""
     tokens: list[int] = field(default_factory=list)
     uniforms: np.random.Generator | None = None
+    scores: TagScores | None = None
+    """Where probabilities of tags are wanted."""
     usage: Usage = field(default_factory=Usage)
     has_landed: bool = False
     started: float = 0.0

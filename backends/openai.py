@@ -28,10 +28,12 @@ from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.backends.chat import Asked, CallError, Dialect, Prompt, Reply, read_reply, successive
 from cp_agents.backends.endpoint import Endpoint, Line
 from cp_agents.backends.limits import Budget, Limits
+from cp_agents.backends.tag_logprobs import scored
 from cp_agents.backends.usage import Prices, estimate_usage, read_usage
 from cp_agents.cues import estimate_tokens
 from cp_agents.errors import BackendError, ErrorType, InputError
 from cp_agents.schema import Completion
+from cp_agents.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     import httpx2
@@ -103,6 +105,8 @@ class OpenAIBackend:
         self._identity = Identity(
             "openai", model, self._endpoint.public_url, _revision(revision, base_url or "", extra_body)
         )
+        self._logprobs: bool | None = None
+        self._taxonomy: Taxonomy | None = None  # of subclasses that are told to ask for probabilities always
         self._n: bool | None = {"probe": None, "yes": True, "no": False}[n]
         self._max_attempts = max_attempts
         self._limits = Limits(
@@ -124,8 +128,9 @@ class OpenAIBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """`n` is True once it is declared or found. Seeds are sent, but no endpoint vouches for them."""
-        return Capabilities(n=self._n is True, seed=False, retries=True)
+        """`n` is True once it is declared or found, `logprobs` known once they were asked for. Seeds are sent, but no
+        endpoint vouches for them."""
+        return Capabilities(n=self._n is True, seed=False, retries=True, logprobs=self._logprobs)
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """One completion per index, each as it lands; leaving early cancels what is in flight.
@@ -223,14 +228,27 @@ class OpenAIBackend:
                 try:
                     return await self._send(line, prompt, run, parameters)
                 except CallError as error:
-                    if error.unsupported is None:
+                    if error.unsupported is not None:
+                        self._learn(error.unsupported)
+                        continue
+                    if error.error_type is not ErrorType.BAD_REQUEST or error.rejects_n or error.filtered:
                         raise
-                    change = self._dialect.learn(error.unsupported)
-                    if change:
-                        log.warning("%s: %s", self._identity.sampler, change)
+                    if "logprobs" not in parameters or self._logprobs is not None:
+                        raise
+                # Some endpoints do not say what they refuse: it was the log-probabilities if it goes without them.
+                plain = {k: v for k, v in parameters.items() if k not in ("logprobs", "top_logprobs")}
+                completions = await self._send(line, prompt, run, plain)
+                self._learn("logprobs")
+                return completions
         finally:
             if line.probed is not None:
                 line.probed.set()
+
+    def _learn(self, refused: str) -> None:
+        if change := self._dialect.learn(refused):
+            log.warning("%s: %s", self._identity.sampler, change)
+        if not self._dialect.takes_logprobs and "logprobs" not in self._extra:
+            self._logprobs = False
 
     async def _send(
         self, line: Line, prompt: Prompt, run: range, parameters: dict[str, Any]
@@ -246,11 +264,21 @@ class OpenAIBackend:
             answer = await self._endpoint.post(line, content, asked)
             landed = self._answered = time.perf_counter()
         reply = read_reply(answer, len(run))
+        if parameters.get("logprobs") or self._extra.get("logprobs"):
+            self._look_for_logprobs(reply)
         if len(reply.choices) < len(run):
             self._n = False
         elif several and self._n is None:
             self._n = True
         return self._completions(prompt, run, reply, booked, landed - started)
+
+    def _look_for_logprobs(self, reply: Reply) -> None:
+        """Whether the endpoint gives what it was asked for, or says nothing of it."""
+        if any(choice.tokens for choice in reply.choices.values()):
+            self._logprobs = True
+        elif self._logprobs is None and any(choice.text for choice in reply.choices.values()):
+            self._logprobs = False
+            log.warning("%s: the endpoint ignores logprobs: its answers come without", self._identity.sampler)
 
     def _completions(
         self, prompt: Prompt, run: range, reply: Reply, booked: int, latency_s: float
@@ -264,7 +292,7 @@ class OpenAIBackend:
         self._drawn += len(choices)
         self._drawn_tokens += sum(usage.completion_tokens for usage in usages)
         self._limits.settle(booked, usages, costs)
-        return [
+        completions = [
             Completion(
                 index=run[position],
                 text=choice.text,
@@ -277,6 +305,13 @@ class OpenAIBackend:
                 sampler=self._identity.sampler,
             )
             for position, choice, usage, cost in zip(positions, choices, usages, costs, strict=True)
+        ]
+        taxonomy = prompt.request.score_tags or self._taxonomy
+        if taxonomy is None:
+            return completions
+        return [
+            scored(completion, choice.tokens, taxonomy) if choice.tokens else completion
+            for completion, choice in zip(completions, choices, strict=True)
         ]
 
     def _failure(self, index: int, error: CallError, latency_s: float) -> Completion:

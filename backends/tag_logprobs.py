@@ -15,8 +15,16 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from cp_agents.schema import Completion
+from cp_agents.answer_fields import read_tag
+from cp_agents.schema import Completion, TagProbability
 from cp_agents.taxonomy import Attribute, Taxonomy
+
+TOP = 5
+"""Alternatives to a token that are asked for: as many as any endpoint gives."""
+
+_DECIMALS = 6
+_LEAST = 10.0**-_DECIMALS
+"""A tag that was drawn has some probability."""
 
 _NEVER = -9999.0
 """How servers write the logarithm of nothing, which JSON cannot."""
@@ -40,8 +48,29 @@ class ScoredCompletion(Completion):
 
 
 def scored(completion: Completion, tokens: Sequence[TagToken], taxonomy: Taxonomy) -> ScoredCompletion:
-    """`completion` with what of all its `tokens` belongs to tags."""
-    return ScoredCompletion(**dict(completion), tag_tokens=tag_tokens(tokens, taxonomy))
+    """`completion` with what of all its `tokens` belongs to tags, and the probabilities of these."""
+    found = tag_tokens(tokens, taxonomy)
+    known = {name: p for name, of in found.items() if (p := written_tag(of, taxonomy[name])) is not None}
+    return ScoredCompletion(**{**dict(completion), "tag_tokens": found, "probabilities": known})
+
+
+def written_tag(tokens: Sequence[TagToken], attribute: Attribute) -> TagProbability | None:
+    """The tag that `tokens` write, as the parser reads it, and its probability to six decimals.
+
+    Among the attribute's tags that the alternatives tell apart (`tag_probabilities`); where no alternatives were given,
+    the product of the tokens' own probabilities. None for what is no tag, or where it cannot be told.
+    """
+    tag, _ = read_tag(attribute, "".join(token.text for token in tokens).partition("<")[0])
+    if tag is None:
+        return None
+    if any(text != token.text for token in tokens for text in token.top):
+        probability = tag_probabilities(tokens, attribute).get(tag)
+    else:
+        logprob = tag_logprobs(tokens, attribute).get(tag)
+        probability = None if logprob is None else math.exp(min(0.0, logprob))
+    if probability is None:
+        return None
+    return TagProbability(tag, min(1.0, max(_LEAST, round(probability, _DECIMALS))))
 
 
 def tag_tokens(tokens: Sequence[TagToken], taxonomy: Taxonomy) -> dict[str, tuple[TagToken, ...]]:

@@ -99,8 +99,8 @@ class TransformersBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Several samples at once, and seeds. There is nothing here to try again."""
-        return Capabilities(n=True, seed=True, retries=True)
+        """Several samples at once, seeds and probabilities. There is nothing here to try again."""
+        return Capabilities(n=True, seed=True, retries=True, logprobs=True)
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """One completion per index, each as it lands; leaving early frees its rows at the next token.

@@ -20,7 +20,7 @@ from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.backends.chat import successive
 from cp_agents.backends.hf_files import find_model
 from cp_agents.backends.limits import Budget, Limits
-from cp_agents.backends.tag_logprobs import TagToken, scored
+from cp_agents.backends.tag_logprobs import TOP, TagToken, scored
 from cp_agents.backends.usage import Prices
 from cp_agents.backends.vllm_engine import OF_THE_MACHINE, TEMPLATE, Engine, read_failure
 from cp_agents.backends.vllm_options import digest, read_options, split_options
@@ -93,7 +93,8 @@ class VllmBackend:
     def capabilities(self) -> Capabilities:
         """Samples have seeds where vLLM bears them, but rounding depends on what else is in the batch: the same seed is
         sure to give the same sample only where vLLM computes batch-invariantly (VLLM_BATCH_INVARIANT=1)."""
-        return Capabilities(n=True, seed=os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1")
+        seed = os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1"
+        return Capabilities(n=True, seed=seed, logprobs=True)
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """One completion per index, each as it lands; leaving early aborts what is in flight.
@@ -177,7 +178,7 @@ class VllmBackend:
                 temperature=request.temperature,
                 top_p=request.top_p,
                 max_tokens=request.max_tokens,
-                logprobs=self._options.logprobs or None,
+                logprobs=self._options.logprobs or (TOP if request.score_tags is not None else None),
             ):
                 if (
                     cached is None

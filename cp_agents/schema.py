@@ -205,6 +205,15 @@ class Usage(BaseModel):
     """True where the endpoint gave no usage and the numbers are estimates from the text's length."""
 
 
+class TagProbability(NamedTuple):
+    """A tag that an answer writes, and what the model gave it."""
+
+    tag: str
+    """A tag of the closed set."""
+    probability: float
+    """Among the attribute's tags, above 0 and at most 1."""
+
+
 class Completion(BaseModel):
     """What a backend gave for one sample index: a text, or an error. Exactly one per index asked for."""
 
@@ -223,6 +232,8 @@ class Completion(BaseModel):
     """Which backend drew it (kind:model); several in an ensemble."""
     error_type: ErrorType | None = None
     error_message: str | None = None
+    probabilities: dict[str, TagProbability] = Field(default_factory=dict)
+    """By attribute, where the backend gives log-probabilities and was asked for them."""
 
 
 class Evidence(BaseModel):
