@@ -77,8 +77,8 @@ class VoteRow(NamedTuple):
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def cues_hash(cues: str) -> str:

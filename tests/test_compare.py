@@ -319,6 +319,12 @@ def test_pace_is_given_only_where_it_is_honest() -> None:
     assert pace(quick, "a").samples_per_s is None
 
 
+def test_a_run_of_half_a_second_has_a_pace() -> None:
+    store = TraceStore()
+    put_samples(store, "10:00:00.250", {"10:00:00.500": 30, "10:00:00.750": 20})
+    assert pace(store, "a") == (0.5, 100.0, "50 samples from the run's start to its last sample")
+
+
 # -- the command line -------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,12 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+WORDS = {"<home>": 1.5, STOP: 2.2, "Flat": 1.5, "House": 1.5}
+"""Tokens of their own, and how likely (as a bias of the logits) the random model is to say them."""
 SYSTEM = Message("system", "Say what pet lives in which home, and be short about it. 猫 é 🐈")
 
 
-def make_tokenizer(template: str | None = TEMPLATE) -> Any:
+def make_tokenizer(template: str | None = TEMPLATE, words: Iterable[str] = WORDS) -> Any:
     """Bytes, and a few words that are tokens of their own."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -52,7 +54,7 @@ def make_tokenizer(template: str | None = TEMPLATE) -> Any:
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "c")]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_tokens([AddedToken(word, normalized=False) for word in ("<home>", STOP, "Flat", "House")])
+    inner.add_tokens([AddedToken(word, normalized=False) for word in words])
     roles = [f"<|{role}|>" for role in ("system", "user", "assistant")]
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<|end|>", extra_special_tokens=roles
@@ -61,9 +63,17 @@ def make_tokenizer(template: str | None = TEMPLATE) -> Any:
     return tokenizer
 
 
-def make_model(folder: Path, kind: str = "Llama", seed: int = 0, context: int = 512, **changes: Any) -> Path:
+def make_model(
+    folder: Path,
+    kind: str = "Llama",
+    seed: int = 0,
+    context: int = 512,
+    words: Mapping[str, float] = WORDS,
+    end: float = 2.0,
+    **changes: Any,
+) -> Path:
     """A random model of two layers that ends its answers after some ten tokens."""
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(words=words)
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -90,7 +100,7 @@ def make_model(folder: Path, kind: str = "Llama", seed: int = 0, context: int = 
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter[0] = 0.0
         model.lm_head.weight[:, 0] = 0.0
-        for word, bias in ((STOP, 2.2), ("<home>", 1.5), ("Flat", 1.5), ("House", 1.5), ("<|end|>", 2.0)):
+        for word, bias in {**words, "<|end|>": end}.items():
             model.lm_head.weight[tokenizer.convert_tokens_to_ids(word), 0] = bias
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

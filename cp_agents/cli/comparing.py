@@ -187,6 +187,8 @@ def _notes(found: Comparison) -> str:
         notes.append(f"{found.other_cues:,} users had other cues in one run than in the other")
     if uncalibrated := [side.run for side in (found.a, found.b) if not side.calibrated]:
         notes.append(f"uncalibrated: {' and '.join(uncalibrated)}")
+    if unpriced := [side.run for side in (found.a, found.b) if side.effort.unpriced]:
+        notes.append(f"drawn without a price (see --prices of profile): {' and '.join(unpriced)}")
     failed = sum(m.failed_a + m.failed_b for m in found.attributes.values())
     if failed:
         notes.append(f"{failed:,} attributes failed in one run and are left out of the agreement")

@@ -40,7 +40,7 @@ class RunSide(BaseModel):
     accepted: int
     """Attributes of the shared users that the profiles answer."""
     effort: Effort
-    wall_s: int | None
+    wall_s: float | None
     """From the run's start to its last sample."""
     samples_per_s: float | None
     """Of the whole run by the clock."""

@@ -52,7 +52,7 @@ class Effort(BaseModel):
 class Pace(NamedTuple):
     """How fast a whole run went by the clock."""
 
-    wall_s: int | None
+    wall_s: float | None
     samples_per_s: float | None
     basis: str
     """What the numbers are, or why there are none."""
@@ -85,8 +85,8 @@ def effort(store: TraceStore, run_id: str, other: str, users: int, accepted: int
 def pace(store: TraceStore, run_id: str) -> Pace:
     """Samples a second of the whole run, from its start to its last sample, where that is honest to say.
 
-    The store's stamps are whole seconds, and a run may have been stopped and gone on later: then there is no
-    such number.
+    A run may have been stopped and gone on later: then there is no such number. Neither is there for a short run
+    in an older store, whose stamps are whole seconds.
     """
     started = str(store.run(run_id)["created_at"])
     landed = store.rows(
@@ -97,7 +97,8 @@ def pace(store: TraceStore, run_id: str) -> Pace:
     if not landed:
         return Pace(None, None, "unknown: no sample was drawn, all were reused")
     stamps = [datetime.fromisoformat(stamp) for stamp in (started, *(row[0] for row in landed))]
-    wall = round((stamps[-1] - stamps[0]).total_seconds())
+    wall = (stamps[-1] - stamps[0]).total_seconds()
+    coarse = not any(stamp.microsecond for stamp in stamps)
     drawn = sum(row[1] for row in landed)
     if store.rows("select 1 from batches where run_id = ? limit 1", (run_id,)):
         basis = f"{drawn:,} samples, and the waiting for provider batches with them"
@@ -105,6 +106,7 @@ def pace(store: TraceStore, run_id: str) -> Pace:
     pause = max((after - before).total_seconds() for before, after in pairwise(stamps))
     if pause > max(PAUSE_S, 2 * max(row[2] or 0.0 for row in landed)):
         return Pace(wall, None, f"unknown: nothing landed for {pause:,.0f} s, so the run was interrupted")
-    if wall < 2:
+    if coarse and wall < 2:
         return Pace(wall, None, "unknown: over in less than 2 s, and the store's stamps are whole seconds")
-    return Pace(wall, drawn / wall, f"{drawn:,} samples from the run's start to its last sample, ± 1 s")
+    basis = f"{drawn:,} samples from the run's start to its last sample{', ± 1 s' if coarse else ''}"
+    return Pace(wall, drawn / wall if wall else None, basis)
