@@ -34,8 +34,8 @@ class Identity:
 class Capabilities:
     """What the backend can do: declared, or probed once; never guessed from a model's name."""
 
-    n: bool = False
-    """Several samples of one prompt in one request."""
+    n: bool | None = False
+    """Several samples of one prompt in one request; None where only the first request tells."""
     seed: bool = False
     """The same seed gives the same sample."""
     retries: bool = False
@@ -45,6 +45,12 @@ class Capabilities:
     logprobs: bool | None = False
     """It says what the model gave each tag, where it is asked (see `SampleRequest.score_tags`); None where only the
     first answer tells."""
+    structured_output: bool | None = False
+    """It can be held to a form, such as the wire format's or a schema's; None where nobody has asked it."""
+    prefix_cache: bool | None = False
+    """What prompts have in common is read once; None where nothing was seen of it yet."""
+    max_context: int | None = None
+    """Most tokens of prompt and answer together; None where that is not known, or there is no bound."""
 
 
 @dataclass(frozen=True)

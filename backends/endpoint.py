@@ -8,6 +8,7 @@ itself. The SDK's own retries are off, because they know nothing of a cooldown t
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -94,6 +95,14 @@ class Endpoint:
             failure = self._lost(error)
         # Raised out here, it drags along no exception of the SDK's, which holds the request with key and prompt.
         raise failure
+
+    async def models(self, line: Line) -> object:
+        """What the endpoint says of its models, as it came; None where it says nothing of them."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return json.loads(await line.client.get("/models", cast_to=bytes))
+        except Exception:  # many endpoints have no such list, and nothing depends on it
+            return None
 
     def _lost(self, error: Exception) -> CallError:
         """Type a call that ended without an answer."""

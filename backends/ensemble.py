@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cp_agents.backends.base import Backend, Capabilities, Identity, SampleRequest
+from cp_agents.backends.probe import probe
 from cp_agents.errors import BackendError, ErrorType, InputError
 from cp_agents.schema import Completion
 
@@ -64,12 +65,21 @@ class EnsembleBackend:
         """What all members can do."""
         each = [member.capabilities for member in self._members]
         return Capabilities(
-            n=all(one.n for one in each),
+            n=_of_all([one.n for one in each]),
             seed=all(one.seed for one in each),
             retries=all(one.retries for one in each),
             by_record=any(one.by_record for one in each),
             logprobs=_of_all([one.logprobs for one in each]),
+            structured_output=_of_all([one.structured_output for one in each]),
+            prefix_cache=_of_all([one.prefix_cache for one in each]),
+            max_context=min((one.max_context for one in each if one.max_context is not None), default=None),
         )
+
+    async def probe(self) -> Capabilities:
+        """What all members can do, each asked in turn. Raises the first `BackendError`."""
+        for member in self._members:
+            await probe(member)
+        return self.capabilities
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """One completion per index, each as it lands; leaving early cancels what is in flight.

@@ -65,6 +65,15 @@ class ModelFiles:
             return True
         return bool(_json(folder / "tokenizer_config.json").get("chat_template"))
 
+    def max_context(self) -> int | None:
+        """Most tokens of prompt and answer together; None where no configuration says it, as for a GGUF file."""
+        config = _json(self.folder / "config.json") if self.gguf is None else {}
+        inner = config.get("text_config")
+        found = config.get("max_position_embeddings") or (
+            inner.get("max_position_embeddings") if isinstance(inner, dict) else None
+        )
+        return found if isinstance(found, int) else None
+
 
 def find_model(spec: str, hub: str | None = None) -> ModelFiles:
     """The files of `MODEL` or `MODEL+ADAPTER`.

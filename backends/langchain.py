@@ -26,6 +26,7 @@ from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.backends.chat import Asked, CallError
 from cp_agents.backends.langchain_read import Answer, describe, read_exception, read_message
 from cp_agents.backends.limits import Budget, Limits
+from cp_agents.backends.probe import QUESTION
 from cp_agents.backends.usage import Prices, estimate_usage
 from cp_agents.cues import estimate_tokens
 from cp_agents.errors import BackendError, InputError
@@ -87,7 +88,14 @@ class LangChainBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Nothing is assumed. Failures are left to LangGraph's RetryPolicy."""
-        return Capabilities(n=False, seed=False, retries=False)
+        return Capabilities(n=False, seed=False, retries=False, structured_output=None, prefix_cache=None)
+
+    async def probe(self) -> Capabilities:
+        """Ask the model once. Raises `BackendError` where it does not answer."""
+        async for completion in self.sample(QUESTION):
+            if completion.error_type is not None:
+                raise BackendError(completion.error_message or "no answer", completion.error_type)
+        return self.capabilities
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """One completion per index, each as it lands; leaving early cancels what is in flight.

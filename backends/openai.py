@@ -28,6 +28,7 @@ from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.backends.chat import Asked, CallError, Dialect, Prompt, Reply, read_reply, successive
 from cp_agents.backends.endpoint import Endpoint, Line
 from cp_agents.backends.limits import Budget, Limits
+from cp_agents.backends.probe import IN_FORM, QUESTION, context_of, keeps_form
 from cp_agents.backends.tag_logprobs import scored
 from cp_agents.backends.usage import Prices, estimate_usage, read_usage
 from cp_agents.cues import estimate_tokens
@@ -107,6 +108,9 @@ class OpenAIBackend:
         )
         self._logprobs: bool | None = None
         self._taxonomy: Taxonomy | None = None  # of subclasses that are told to ask for probabilities always
+        self._structured: bool | None = None
+        self._caches: bool | None = None
+        self._context: int | None = None
         self._n: bool | None = {"probe": None, "yes": True, "no": False}[n]
         self._max_attempts = max_attempts
         self._limits = Limits(
@@ -128,9 +132,43 @@ class OpenAIBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """`n` is True once it is declared or found, `logprobs` known once they were asked for. Seeds are sent, but no
-        endpoint vouches for them."""
-        return Capabilities(n=self._n is True, seed=False, retries=True, logprobs=self._logprobs)
+        """`n` is known once it is declared or found, `logprobs` once they were asked for, the rest by `probe`. Seeds are
+        sent, but no endpoint vouches for them."""
+        return Capabilities(
+            n=self._n,
+            seed=False,
+            retries=True,
+            logprobs=self._logprobs,
+            structured_output=self._structured,
+            prefix_cache=self._caches,
+            max_context=self._context,
+        )
+
+    async def probe(self) -> Capabilities:
+        """Find out what the endpoint can do, by two or three requests of a few tokens, each tried once.
+
+        Raises `BackendError` where it does not answer, or not for this key or model.
+        """
+        line = await self._endpoint.line()
+        prompt = Prompt(QUESTION)
+        try:
+            await self._attempt(line, prompt, range(1 if self._n is False else 2))
+        except CallError as error:
+            if not error.rejects_n:
+                raise
+            self._n = False
+            await self._attempt(line, prompt, range(1))
+        model = self._identity.model
+        if self._structured is None:
+            fields = {"model": model, **self._dialect.parameters(prompt.request, range(1)), **self._extra}
+            asked = Asked(model, 1, list(fields), prompt.private)
+            try:
+                reply = await self._endpoint.post(line, prompt.encode({**fields, **IN_FORM}), asked)
+                self._structured = keeps_form(read_reply(reply, 1).choices[0])
+            except CallError as error:
+                self._structured = False if error.error_type is ErrorType.BAD_REQUEST else None
+        self._context = context_of(await self._endpoint.models(line), model)
+        return self.capabilities
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """One completion per index, each as it lands; leaving early cancels what is in flight.
@@ -289,6 +327,8 @@ class OpenAIBackend:
             prompt.tokens, [estimate_tokens(choice.reasoning + choice.text) for choice in choices]
         )
         costs = [None if self._prices is None else self._prices.cost(usage) for usage in usages]
+        if any(usage.cached_tokens for usage in usages):
+            self._caches = True
         self._drawn += len(choices)
         self._drawn_tokens += sum(usage.completion_tokens for usage in usages)
         self._limits.settle(booked, usages, costs)

@@ -80,6 +80,7 @@ class TransformersBackend:
         dtype = dtype or best_dtype(self._device)
         # Rounding is part of what decides an answer.
         self._identity = Identity("transformers", model, revision=f"{files.revision()}-{dtype}")
+        self._context = files.max_context()
         self._limits = Limits(budget=budget)
         self._prices = prices
         self._engine = Engine(
@@ -100,7 +101,9 @@ class TransformersBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Several samples at once, seeds and probabilities. There is nothing here to try again."""
-        return Capabilities(n=True, seed=True, retries=True, logprobs=True)
+        return Capabilities(
+            n=True, seed=True, retries=True, logprobs=True, prefix_cache=True, max_context=self._context
+        )
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """One completion per index, each as it lands; leaving early frees its rows at the next token.

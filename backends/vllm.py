@@ -76,6 +76,7 @@ class VllmBackend:
         bearing = {name: value for name, value in self._options.others.items() if name not in OF_THE_MACHINE}
         revision = digest(files.revision(), self._options.structured_outputs, bearing)
         self._identity = Identity("vllm", model, revision=revision)
+        self._context = files.max_context()
         self._engine = Engine(files, self._options.others)
         self._limits = Limits(budget=budget)
         self._prices = prices
@@ -94,7 +95,14 @@ class VllmBackend:
         """Samples have seeds where vLLM bears them, but rounding depends on what else is in the batch: the same seed is
         sure to give the same sample only where vLLM computes batch-invariantly (VLLM_BATCH_INVARIANT=1)."""
         seed = os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1"
-        return Capabilities(n=True, seed=seed, logprobs=True)
+        return Capabilities(
+            n=True,
+            seed=seed,
+            logprobs=True,
+            structured_output=True,
+            prefix_cache=bool(self._options.others.get("enable_prefix_caching", True)),
+            max_context=self._options.others.get("max_model_len") or self._context,
+        )
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """One completion per index, each as it lands; leaving early aborts what is in flight.

@@ -206,7 +206,7 @@ class VllmServerBackend(OpenAIBackend):
         )
         self._identity = replace(self._identity, kind="vllm-server")
         self._taxonomy = taxonomy
-        self._logprobs = True
+        self._logprobs = self._structured = True
 
     def __repr__(self) -> str:
         return f"VllmServerBackend({self._identity.model!r}, url={self._identity.endpoint!r})"
@@ -214,7 +214,7 @@ class VllmServerBackend(OpenAIBackend):
     @property
     def capabilities(self) -> Capabilities:
         """As `VllmBackend`'s, but whether the server computes batch-invariantly cannot be seen from here."""
-        return Capabilities(n=self._n is True, seed=False, retries=True, logprobs=self._logprobs)
+        return super().capabilities
 
     def _check_version(self) -> None:
         version = self.server.version()

@@ -70,7 +70,7 @@ def write_requests(
         )
     entered = enter_records(ctx, records)
     missing = missing_samples(ctx, entered.ids, {})
-    lines = request_lines(ctx, ChatLines(backend, None), missing, n=backend.capabilities.n)
+    lines = request_lines(ctx, ChatLines(backend, None), missing, n=backend.capabilities.n is True)
     first = list(islice(lines, 1))
     if not first:
         return Written(0, 0, entered.failed)

@@ -156,7 +156,7 @@ class _Run:
 
     def _parts(self, folder: Path) -> Iterator[_Part]:
         """Input files within the limits; each is gone when the next is asked for."""
-        n = self.ctx.backend.capabilities.n
+        n = self.ctx.backend.capabilities.n is True
         lines = batch_requests.request_lines(self.ctx, self.lines, self.missing(), n=n)
         following = next(lines, None)
         while following is not None:
