@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cp_agents.backends.base import Backend
 from cp_agents.backends.limits import Budget
@@ -21,6 +22,9 @@ from cp_agents.backends.usage import Prices
 from cp_agents.errors import CpAgentsError, InputError
 from cp_agents.prices import PriceList, prices_for
 from cp_agents.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from cp_agents.stores.traces import TraceStore
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class BackendOptions:
     """Prices by model, see `cp_agents.prices`."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Passed through in the request body of OpenAI-compatible endpoints."""
+    store: TraceStore | str | Path | None = None
+    """Where students are registered: the run's own store."""
 
     @cached_property
     def budget(self) -> Budget | None:
@@ -49,6 +55,12 @@ class BackendOptions:
         if self.budget_usd is None and self.budget_tokens is None:
             return None
         return Budget(self.budget_usd, self.budget_tokens)
+
+    def derived(self, extra: dict[str, Any]) -> BackendOptions:
+        """The same options with another `extra`, on the same purse."""
+        options = replace(self, extra=extra)
+        options.__dict__["budget"] = self.budget
+        return options
 
     def prices_of(self, spec: str) -> Prices | None:
         """What the model `spec`, as in openai:MODEL, costs; None where nobody has said."""
@@ -66,6 +78,7 @@ _BUILT_IN: dict[str, str] = {
     "lexicon": "cp_agents.backends.lexicon:from_spec",
     "openai": "cp_agents.backends.openai:from_spec",
     "replay": "cp_agents.backends.replay:from_spec",
+    "student": "cp_agents.backends.student:from_spec",
     "transformers": "cp_agents.backends.transformers:from_spec",
     "vllm": "cp_agents.backends.vllm:from_spec",
     "vllm-server": "cp_agents.backends.vllm_server:from_spec",

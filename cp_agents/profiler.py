@@ -15,12 +15,12 @@ from cp_agents.abstention import parse_tau
 from cp_agents.backends.base import Backend
 from cp_agents.backends.limits import check_positive
 from cp_agents.backends.registry import BackendOptions, resolve_backend
+from cp_agents.backends.student import StudentBackend, prompt_for
 from cp_agents.background import run_sync
 from cp_agents.calibration import Calibrator
 from cp_agents.errors import InputError
 from cp_agents.graph import Fanout, ProfilingContext, compile_graph
 from cp_agents.meter import Meter
-from cp_agents.prompts.render import load_prompt
 from cp_agents.routing import ReviewPolicy
 from cp_agents.runner import BatchReport, profiles_in_order, run_batch
 from cp_agents.schema import Profile, UserRecord
@@ -51,9 +51,10 @@ class Profiler:
         profile = profiler.profile({"user_id": "u1", "watched": ["..."], "self_reported": {}})
         profile["gender"].tag, profile["gender"].confidence, profile["gender"].evidence
 
-    `backend` is a spec such as "lexicon", "openai:MODEL" or "replay:PATH", or a backend object. `tau` is one
-    number, `{attribute: number}` or words as on the command line, `["3", "age=4"]`. Raises `InputError` for
-    settings that cannot be.
+    `backend` is a spec such as "lexicon", "openai:MODEL" or "replay:PATH", or a backend object. `language` is by
+    default English, and for `student:NAME` that of the student, which brings its calibrator too where it has one for
+    this vote and none is named. `tau` is one number, `{attribute: number}` or words as on the command line,
+    `["3", "age=4"]`. Raises `InputError` for settings that cannot be.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Profiler:
         *,
         samples: int = 10,
         taxonomy: str | Path | Taxonomy = "profilebench",
-        language: str = "en",
+        language: str | None = None,
         vote: VoteMethod = "weighted",
         tau: float | Mapping[str, float] | Sequence[str] | None = None,
         calibrator: str | Path | Calibrator | None = None,
@@ -99,14 +100,14 @@ class Profiler:
             min_survivors=min_survivors,
         )
         options = _backend_options(
-            taxonomy=self.taxonomy, base_url=base_url, timeout_s=timeout, **backend_options
+            taxonomy=self.taxonomy, base_url=base_url, timeout_s=timeout, store=store, **backend_options
         )
         if not isinstance(backend, str | Backend):
             raise InputError(
                 f"backend should be a spec such as 'openai:MODEL' or a backend object, found {type(backend).__name__}"
             )
         self.backend = resolve_backend(backend, options)
-        self.prompt = load_prompt(self.taxonomy, language)
+        self.prompt = prompt_for(self.backend, self.taxonomy, language)
         self.calibrator = (
             calibrator
             if isinstance(calibrator, Calibrator) or calibrator is None
@@ -114,6 +115,8 @@ class Profiler:
         )
         if self.calibrator is not None:
             self.calibrator.check(self.taxonomy, vote)
+        elif isinstance(self.backend, StudentBackend):
+            self.calibrator = self.backend.calibrator_for(vote)
         self.store = store if isinstance(store, TraceStore) else TraceStore(store)
         self._fanout: Fanout = fanout
         self._checkpointer = checkpointer

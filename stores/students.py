@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from cp_agents.backends.hf_files import find_model
 from cp_agents.calibration import Calibrator
 from cp_agents.errors import InputError
 from cp_agents.prompts.render import Prompt, load_prompt
@@ -70,6 +71,7 @@ class Student:
         again = f"register it again where it is now: cp-agents students register {self.name} FOLDER"
         if not self.path.is_dir():
             raise InputError(f"student {self.label} should lie in {self.path}, which is not there; {again}")
+        read_card(self.path)
         check_whole(self.path, self.kind)
         if (found := weights_hash(self.path)) != self.weights_hash:
             raise InputError(
@@ -230,17 +232,16 @@ def _absolute(name: str) -> str:
 
 
 def check_base(kind: str, base: str, base_hash: str, who: str) -> None:
-    """Raise `InputError` where an adapter's base has gone or has other weights than those it was trained on.
+    """Raise `InputError` where an adapter's base is not to be found, or has other weights than it was trained on.
 
-    A base that is no folder has no hash and is not looked at; full weights need no base.
+    Full weights need no base any more.
     """
-    if kind == "full" or not base_hash:
+    if kind == "full":
         return
-    if not Path(base).is_dir():
-        raise InputError(f"student {who} was trained on {base}, which is not there")
-    if weights_hash(Path(base)) != base_hash:
+    folder = find_model(base).folder
+    if base_hash and weights_hash(folder) != base_hash:
         raise InputError(
-            f"student {who} was trained on another base than what lies in {base} now (its weights have changed)"
+            f"student {who} was trained on another base than {base} is now (the weights in {folder} have changed)"
         )
 
 

@@ -20,6 +20,7 @@ from cp_agents.cli import (
     replaying,
     reviewing,
     storing,
+    students,
 )
 from cp_agents.errors import InputError
 
@@ -116,6 +117,7 @@ app.add_typer(calibrating.app, name="calibrate")
 app.add_typer(reviewing.app, name="review")
 app.command("evaluate")(evaluating.evaluate)
 app.command("compare")(comparing.compare)
+app.add_typer(students.app, name="students")
 app.command("stats")(storing.stats)
 app.command("forget")(storing.forget)
 app.command("doctor")(doctor.doctor)

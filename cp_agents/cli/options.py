@@ -17,7 +17,7 @@ OutFile = Annotated[
     Path, typer.Option("--out", help="JSONL to write, one profile a line.", show_default=False)
 ]
 Store = Annotated[Path, typer.Option("--store", help="Trace store (SQLite).")]
-Backend = Annotated[str, typer.Option("--backend", help="lexicon, openai:MODEL or replay:PATH.")]
+Backend = Annotated[str, typer.Option("--backend", help="lexicon, openai:MODEL, replay:PATH, student:NAME, ...")]
 BaseUrl = Annotated[str | None, typer.Option("--base-url", help="Endpoint of an OpenAI-compatible server.")]
 Taxonomy = Annotated[str, typer.Option("--taxonomy", help="A built-in taxonomy or a YAML file of yours.")]
 Language = Annotated[
@@ -25,6 +25,15 @@ Language = Annotated[
     typer.Option(
         "--language",
         help="Prompt language (en, zh; en-compact, zh-compact for students) or a folder of templates.",
+    ),
+]
+OwnLanguage = Annotated[
+    str | None,
+    typer.Option(
+        "--language",
+        help="Prompt language (en, zh; en-compact, zh-compact) or a folder of templates; by default en, and a"
+        " student's own.",
+        show_default=False,
     ),
 ]
 Samples = Annotated[int, typer.Option("--samples", help="M, samples per record.")]

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def plan(
     in_file: o.InFile,
     backend: o.Backend = "lexicon",
+    store: o.Store = o.DEFAULT_STORE,
     samples: o.Samples = 10,
     taxonomy: o.Taxonomy = "profilebench",
-    language: o.Language = "en",
+    language: o.OwnLanguage = None,
     token_budget: o.TokenBudget = 3000,
     max_tokens: o.MaxTokens = 1200,
     prices: o.PricesFile = None,
@@ -36,6 +37,7 @@ def plan(
     from rich.console import Console
 
     from cp_agents.backends.registry import kinds
+    from cp_agents.backends.student import language_of
     from cp_agents.files import BadLine, read_records
     from cp_agents.plan import plan_run
     from cp_agents.prices import find_prices, prices_for
@@ -56,7 +58,7 @@ def plan(
     records = [line for line in lines if not isinstance(line, BadLine)]
     bad = [line for line in lines if isinstance(line, BadLine)]
     chosen = load_taxonomy(taxonomy)
-    prompt = load_prompt(chosen, language)
+    prompt = load_prompt(chosen, language_of(backend, store) if language is None else language)
     if records and not 1 <= show <= len(records):
         raise InputError(f"--show should be between 1 and {len(records)}, found {show}")
     given = o.prices(price_prompt, price_cached, price_completion)
@@ -71,7 +73,7 @@ def plan(
             console.print(message.content, markup=False)
         console.rule()
     console.print(
-        f"{len(records):,} records x {samples} samples on {backend}, prompt {prompt.version} ({language})\n"
+        f"{len(records):,} records x {samples} samples on {backend}, prompt {prompt.version} ({prompt.language})\n"
         f"prompt: {found.prompt_tokens:,} tokens a request on average, the same {found.shared_tokens:,} first in each\n"
         f"in all, with one request a sample: {found.total_prompt:,} prompt and about {found.total_completion:,}"
         f" completion tokens (at most {found.most_completion:,})\n"
@@ -127,7 +129,7 @@ def profile(
         ),
     ] = None,
     taxonomy: o.Taxonomy = "profilebench",
-    language: o.Language = "en",
+    language: o.OwnLanguage = None,
     temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
     top_p: Annotated[float, typer.Option("--top-p")] = 0.95,
     max_tokens: o.MaxTokens = 1200,
