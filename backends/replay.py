@@ -40,6 +40,7 @@ class ReplayBackend:
             self._recording, revision = _from_store(self._path, run_id)
         else:
             self._recording, revision = _from_jsonl(self._path)
+        self._scored = any(c.probabilities for of in self._recording.values() for c in of.values())
         self._identity = Identity(kind="replay", model=self._path.name, revision=revision)
 
     @property
@@ -49,8 +50,8 @@ class ReplayBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Everything at once, always the same."""
-        return Capabilities(n=True, seed=True, retries=True, by_record=True)
+        """Everything at once, always the same; probabilities where the recorded run had them."""
+        return Capabilities(n=True, seed=True, retries=True, by_record=True, logprobs=self._scored)
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """The recorded answers for `request.record_key`."""
@@ -80,10 +81,11 @@ def _from_store(path: Path, run_id: str | None) -> tuple[Recording, str]:
             "select r.user_id, s.* from samples s join records r using (record_id) where r.run_id = ?",
             [run["run_id"]],
         )
+        scored = store.scored_tags("run_id = ?", [run["run_id"]])
         for row in rows:
             # A failed call has no answer to replay.
             if row["error_type"] is None:
-                recording.setdefault(row["user_id"], {})[row["sample_index"]] = completion_of(row)
+                recording.setdefault(row["user_id"], {})[row["sample_index"]] = completion_of(row, scored)
     return recording, f"{run['run_id']}@{run['fingerprint']}"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from cp_agents import decide
 from cp_agents.calibration import Calibrator, CalibratorKind
+from cp_agents.confidence import ConfidenceSource, check_source
 from cp_agents.errors import InputError, StoreError
 from cp_agents.relabel import fit_on, load_ballots, stored_run
 from cp_agents.schema import NA
@@ -24,10 +25,12 @@ def fit_run(
     run_id: str | None = None,
     *,
     vote: VoteMethod | None = None,
+    confidence: ConfidenceSource | None = None,
     kind: CalibratorKind = "quintile",
     gold: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Calibrator:
-    """A calibrator fitted on a stored run's votes, kept in the store as well.
+    """A calibrator fitted on a stored run's votes, kept in the store as well. `vote` and `confidence` are the run's by
+    default.
 
     `quintile` needs no labels. `isotonic` and `platt` need the truth: `gold[user_id][attribute]`, or, without
     it, what people said in reviews of this run. Rows whose truth is NA say nothing about a tag and are left
@@ -41,7 +44,10 @@ def fit_run(
     run, taxonomy, settings = stored_run(store, run_id)
     if vote is not None:
         settings = settings.model_copy(update={"vote": vote})
-    records, ballots = load_ballots(store, run, taxonomy, settings.samples)
+    if confidence is not None:
+        check_source(confidence)
+        settings = settings.model_copy(update={"confidence": confidence})
+    records, ballots = load_ballots(store, run, taxonomy, settings.samples, settings.confidence)
     if not records:
         raise StoreError(f"run {run} holds no samples to calibrate on")
     votes = decide.count(ballots, taxonomy, settings.vote)
@@ -65,6 +71,7 @@ def fit_run(
             {k: np.array(v) for k, v in scores.items()},
             samples=settings.samples,
             vote_method=settings.vote,
+            confidence=settings.confidence,
             taxonomy=taxonomy,
             kind=kind,
             correct={k: np.array(v, dtype=bool) for k, v in right.items()},

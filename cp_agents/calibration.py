@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cp_agents.confidence import ConfidenceSource
 from cp_agents.errors import InputError
 from cp_agents.probability import Isotonic, Platt, fit_isotonic, fit_platt
 from cp_agents.taxonomy import Taxonomy
@@ -113,6 +114,8 @@ class Calibrator(BaseModel):
     kind: CalibratorKind
     vote_method: VoteMethod
     """The vote whose S it was fitted on; another vote's S is on the same scale, but distributed otherwise."""
+    confidence: ConfidenceSource = "verbal"
+    """What an answer weighed in that vote."""
     samples: int = Field(ge=1)
     """M of the fit."""
     taxonomy: str
@@ -129,6 +132,7 @@ class Calibrator(BaseModel):
         samples: int,
         taxonomy: Taxonomy,
         vote_method: VoteMethod = "weighted",
+        confidence: ConfidenceSource = "verbal",
         kind: CalibratorKind = "quintile",
         correct: Mapping[str, ArrayLike] | None = None,
     ) -> Calibrator:
@@ -159,6 +163,7 @@ class Calibrator(BaseModel):
         return cls(
             kind=kind,
             vote_method=vote_method,
+            confidence=confidence,
             samples=samples,
             taxonomy=taxonomy.name,
             taxonomy_hash=taxonomy.hash,
@@ -203,12 +208,16 @@ class Calibrator(BaseModel):
         return f"{self.kind}:{self.id}"
 
     def _content(self) -> dict[str, Any]:
-        # Without a tags_hash it is left out, so that a file of before has the id that it always had.
-        exclude = {"tags_hash"} if self.tags_hash is None else None
+        # What files of before do not have is left out where it says nothing, so that they keep their id.
+        exclude = {"tags_hash"} if self.tags_hash is None else set()
+        if self.confidence == "verbal":
+            exclude |= {"confidence"}
         return self.model_dump(mode="json", exclude=exclude)
 
-    def check(self, taxonomy: Taxonomy, vote_method: VoteMethod) -> None:
-        """Raise `InputError` where it cannot speak for a run: another vote, or other attributes or tags.
+    def check(
+        self, taxonomy: Taxonomy, vote_method: VoteMethod, confidence: ConfidenceSource = "verbal"
+    ) -> None:
+        """Raise `InputError` where it cannot speak for a run: another vote or confidence, other attributes or tags.
 
         Descriptions, aliases and the taxonomy's name may differ. A file without `tags_hash` is held to the name.
         """
@@ -216,6 +225,11 @@ class Calibrator(BaseModel):
             raise InputError(
                 f"calibrator {self.label} was fitted on {self.vote_method} votes, "
                 f"and this run votes by {vote_method}"
+            )
+        if self.confidence != confidence:
+            raise InputError(
+                f"calibrator {self.label} was fitted on votes by {self.confidence} confidence, "
+                f"and this run's confidence is {confidence}"
             )
         if missing := [name for name in taxonomy.names if name not in self.attributes]:
             raise InputError(

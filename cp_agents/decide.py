@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cp_agents.abstention import DEFAULT_TAU
 from cp_agents.abstention import decide as decide_attribute
 from cp_agents.calibration import Calibrator, uncalibrated_levels
+from cp_agents.confidence import ConfidenceSource, weigh
 from cp_agents.routing import review_reasons
 from cp_agents.schema import NA, AttributeProfile, Status
 from cp_agents.settings import ProfileSettings
@@ -47,8 +48,8 @@ class Ballots(NamedTuple):
 
     tags: NDArray[np.int16]
     """Tag codes [K, R, M] in the order of `Attribute.names`; -1 where a sample gave no usable answer."""
-    confidence: NDArray[np.int16]
-    """1..5 [K, R, M], 0 where there is no answer."""
+    confidence: NDArray[np.int16] | NDArray[np.float64]
+    """1..5, or what the answers weigh by another source than the stated one [K, R, M]; 0 where there is none."""
     samplers: NDArray[np.int16]
     """Sampler codes [R, M]."""
 
@@ -71,6 +72,22 @@ def ballots_of(rows: Iterable[PredictionRow], taxonomy: Taxonomy, samples: int) 
             ballots.confidence[k, 0, index] = confidence
             ballots.samplers[0, index] = known.setdefault(sampler, len(known))
     return ballots
+
+
+def weighed(
+    ballots: Ballots,
+    source: ConfidenceSource,
+    taxonomy: Taxonomy,
+    known: Mapping[tuple[int, str], float] | None = None,
+) -> Ballots:
+    """One record's ballots by another source of confidence; `known` is `TraceStore.probabilities` of the record."""
+    probability = np.full(ballots.tags.shape, np.nan)
+    place = {name: k for k, name in enumerate(taxonomy.names)}
+    for (index, attribute), value in (known or {}).items():
+        if attribute in place and index < probability.shape[2]:
+            probability[place[attribute], 0, index] = value
+    tags, confidence = weigh(source, ballots.tags, ballots.confidence, probability)
+    return Ballots(tags, confidence, ballots.samplers)
 
 
 def count(ballots: Ballots, taxonomy: Taxonomy, method: VoteMethod) -> Votes:

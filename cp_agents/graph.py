@@ -24,6 +24,7 @@ from langgraph.types import Checkpointer, Command, RetryPolicy, Send, interrupt
 from cp_agents import decide, sampling
 from cp_agents.backends.base import Backend
 from cp_agents.calibration import UNCALIBRATED, Calibrator
+from cp_agents.confidence import check_logprobs
 from cp_agents.cues import assemble_cues
 from cp_agents.decide import Tally
 from cp_agents.errors import BackendError, ErrorType, InputError
@@ -166,6 +167,12 @@ def build_graph(
         ctx = current()
         rows = ctx.store.predictions(state["record_id"])
         ballots = decide.ballots_of(rows, ctx.taxonomy, ctx.settings.samples)
+        if ctx.settings.confidence != "verbal":
+            known = ctx.store.probabilities(state["record_id"])
+            if rows and not known:  # else this attribute or that has none, and fails
+                able = ctx.backend.capabilities.logprobs
+                check_logprobs(ctx.settings.confidence, able, ctx.backend.identity.sampler)
+            ballots = decide.weighed(ballots, ctx.settings.confidence, ctx.taxonomy, known)
         votes = decide.count(ballots, ctx.taxonomy, ctx.settings.vote)
         return {"tallies": decide.tallies_of(votes, ctx.taxonomy)[0]}
 

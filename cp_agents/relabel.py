@@ -18,6 +18,7 @@ import numpy as np
 from cp_agents import decide
 from cp_agents.abstention import parse_tau
 from cp_agents.calibration import UNCALIBRATED, Calibrator
+from cp_agents.confidence import ConfidenceSource, check_source, needs_probability, weigh
 from cp_agents.decide import Tally
 from cp_agents.errors import InputError
 from cp_agents.schema import NA, Profile
@@ -39,9 +40,16 @@ class Decided(NamedTuple):
 
 
 def load_ballots(
-    store: TraceStore, run_id: str, taxonomy: Taxonomy, samples: int
+    store: TraceStore,
+    run_id: str,
+    taxonomy: Taxonomy,
+    samples: int,
+    confidence: ConfidenceSource = "verbal",
 ) -> tuple[list[tuple[int, str, str, str]], decide.Ballots]:
-    """A run's records `(record_id, user_id, cues, self_reported JSON)` and all its ballots [R, M]."""
+    """A run's records `(record_id, user_id, cues, self_reported JSON)` and all its ballots [R, M].
+
+    Raises `InputError` where `confidence` weighs by probabilities and no answer of the run has one.
+    """
     records = store.rows(
         "select record_id, user_id, cues, self_reported from records r where run_id = ?"
         " and exists (select 1 from samples s where s.record_id = r.record_id) order by record_id",
@@ -59,7 +67,7 @@ def load_ballots(
             rows = np.searchsorted(record_ids, ids)
             ballots.samplers[rows, indices] = [known.setdefault(name, len(known)) for name in samplers]
         for k, attribute in enumerate(taxonomy.attributes):
-            for ids, indices, tags, confidence in store.columns(
+            for ids, indices, tags, stated in store.columns(
                 "select s.record_id, s.sample_index, p.tag, p.confidence"
                 " from records r join samples s using (record_id) join predictions p using (sample_id)"
                 " where r.run_id = ? and p.attribute = ? and p.outcome = 'ok' and s.sample_index < ?",
@@ -67,8 +75,27 @@ def load_ballots(
             ):
                 rows = np.searchsorted(record_ids, ids)
                 ballots.tags[k, rows, indices] = list(map(attribute.codes.__getitem__, tags))
-                ballots.confidence[k, rows, indices] = confidence
-    return records, ballots
+                ballots.confidence[k, rows, indices] = stated
+        if confidence == "verbal":
+            return records, ballots
+        probability = np.full(ballots.tags.shape, np.nan)
+        if needs_probability(confidence):
+            for k, attribute in enumerate(taxonomy.attributes):
+                for ids, indices, values in store.columns(
+                    "select s.record_id, s.sample_index, p.probability"
+                    " from records r join samples s using (record_id) join predictions p using (sample_id)"
+                    " where r.run_id = ? and p.attribute = ? and p.outcome = 'ok' and p.probability is not null"
+                    " and s.sample_index < ?",
+                    (run_id, attribute.name, samples),
+                ):
+                    probability[k, np.searchsorted(record_ids, ids), indices] = values
+            if (ballots.tags >= 0).any() and np.isnan(probability).all():
+                raise InputError(
+                    f"no answer of run {run_id} has a probability, by which confidence {confidence} weighs: its samples"
+                    f" are kept, and verbal or agreement can decide them (`replay --confidence`)"
+                )
+    tags, weights = weigh(confidence, ballots.tags, ballots.confidence, probability)
+    return records, decide.Ballots(tags, weights, ballots.samplers)
 
 
 @contextmanager
@@ -95,7 +122,7 @@ def relabel(
     `calibrator="fit"` fits the label-free quintiles on this run's own votes (too few records leave it
     uncalibrated, see `Calibrator.fit`). Nothing is written.
     """
-    records, ballots = load_ballots(store, run_id, taxonomy, settings.samples)
+    records, ballots = load_ballots(store, run_id, taxonomy, settings.samples, settings.confidence)
     votes = decide.count(ballots, taxonomy, settings.vote)
     fitted = fit_on(votes, taxonomy, settings) if calibrator == "fit" else calibrator
     answers = reviewed(store)
@@ -134,14 +161,15 @@ def replay(
     run_id: str | None = None,
     *,
     vote: VoteMethod | None = None,
+    confidence: ConfidenceSource | None = None,
     tau: list[str] | None = None,
     calibrator: Calibrator | Literal["run", "fit"] | None = "run",
 ) -> Iterator[Profile]:
-    """The profiles of a stored run under another vote, tau or calibrator. No model call, nothing written.
+    """The profiles of a stored run under another vote, confidence, tau or calibrator. No model call, nothing written.
 
     What is not given stays as the run had it. `tau` is spelled as on the command line: `["3", "age=4"]`.
-    `calibrator="run"` is the run's own, none where a finished run had none; under another vote, and for a run
-    that is not finished, it is fitted (`"fit"`). None leaves the profiles uncalibrated.
+    `calibrator="run"` is the run's own, none where a finished run had none; under another vote or confidence, and for
+    a run that is not finished, it is fitted (`"fit"`). None leaves the profiles uncalibrated.
     """
     store = store if isinstance(store, TraceStore) else TraceStore(store, must_exist=True)
     run, taxonomy, settings = stored_run(store, run_id)
@@ -150,24 +178,30 @@ def replay(
         if vote not in METHODS:
             raise InputError(f"unknown vote {vote!r}: expected one of {', '.join(METHODS)}")
         changed["vote"] = vote
+    if confidence is not None:
+        check_source(confidence)
+        changed["confidence"] = confidence
     if tau:
         changed["tau"] = parse_tau(tau, taxonomy)
     settings = settings.model_copy(update=changed)
     if calibrator == "run":
-        calibrator = _own_calibrator(store, run, settings.vote)
+        calibrator = _own_calibrator(store, run, settings)
     if isinstance(calibrator, Calibrator):
-        calibrator.check(taxonomy, settings.vote)
+        calibrator.check(taxonomy, settings.vote, settings.confidence)
     decided, _ = relabel(store, run, taxonomy, settings, calibrator)
     return (d.profile for d in decided)
 
 
-def _own_calibrator(store: TraceStore, run_id: str, vote: VoteMethod) -> Calibrator | Literal["fit"] | None:
-    """The calibrator that spoke last for the run, if it speaks of this vote."""
+def _own_calibrator(
+    store: TraceStore, run_id: str, settings: ProfileSettings
+) -> Calibrator | Literal["fit"] | None:
+    """The calibrator that spoke last for the run, if it speaks of this vote and this confidence."""
     row = store.run(run_id)
     if row["calibrator_id"] is None:
         return None if row["finished_at"] else "fit"
     found = Calibrator.from_json(store.calibrator(row["calibrator_id"]), f"calibrator {row['calibrator_id']}")
-    return found if found.vote_method == vote else "fit"
+    same = (found.vote_method, found.confidence) == (settings.vote, settings.confidence)
+    return found if same else "fit"
 
 
 def fit_on(votes: Votes, taxonomy: Taxonomy, settings: ProfileSettings) -> Calibrator | None:
@@ -176,5 +210,11 @@ def fit_on(votes: Votes, taxonomy: Taxonomy, settings: ProfileSettings) -> Calib
     for k, attribute in enumerate(taxonomy.attributes):
         winner = votes.winner[k]
         scores[attribute.name] = votes.score[k][(winner >= 0) & (winner != attribute.codes[NA])]
-    fitted = Calibrator.fit(scores, samples=settings.samples, vote_method=settings.vote, taxonomy=taxonomy)
+    fitted = Calibrator.fit(
+        scores,
+        samples=settings.samples,
+        vote_method=settings.vote,
+        confidence=settings.confidence,
+        taxonomy=taxonomy,
+    )
     return fitted if len(fitted.uncalibrated) < len(taxonomy.names) else None

@@ -14,10 +14,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cp_agents.backends.base import SampleRequest, cache_keys
+from cp_agents.confidence import needs_probability
 from cp_agents.errors import BackendError, CpAgentsError, ErrorType
 from cp_agents.grounding import CueIndex, ground
 from cp_agents.parsing import parse_completion
-from cp_agents.schema import Completion, Usage
+from cp_agents.schema import Completion, Outcome, Usage
 from cp_agents.stores.traces import NewSample, StoredSample
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ class Landing:
             max_tokens=ctx.settings.max_tokens,
             seed=ctx.settings.seed,
             record_key=record.user_id,
+            score_tags=ctx.taxonomy if needs_probability(ctx.settings.confidence) else None,
         )
         canonical = self.request.canonical()
         self._ctx = ctx
@@ -200,6 +202,11 @@ class Landing:
     def _read(self, completion: Completion) -> NewSample:
         parsed = parse_completion(completion, self._ctx.taxonomy)
         predictions = ground(parsed, _index(self._cues), cap=self._ctx.settings.evidence_cap)
+        for name, written in completion.probabilities.items():
+            said = predictions.get(name)
+            # The tokens may be of another answer than the one that counts.
+            if said is not None and said.outcome is Outcome.OK and said.tag == written.tag:
+                said.probability = written.probability
         changes = {}
         if not completion.sampler:
             changes["sampler"] = self._ctx.backend.identity.sampler

@@ -8,6 +8,7 @@ import json
 from pydantic import BaseModel, ConfigDict, Field
 
 from cp_agents.backends.base import Identity
+from cp_agents.confidence import ConfidenceSource
 from cp_agents.routing import ReviewPolicy
 from cp_agents.schema import NA
 from cp_agents.voting import VoteMethod
@@ -34,6 +35,8 @@ class ProfileSettings(BaseModel):
     evidence_cap: int | None = Field(default=2, ge=1, le=5)
     """Highest confidence of a tag whose evidence stands nowhere in the record; None leaves it as stated."""
     vote: VoteMethod = "weighted"
+    confidence: ConfidenceSource = "verbal"
+    """What an answer weighs in the vote, see `cp_agents.confidence`."""
     min_survivors: int = Field(default=3, ge=1)
     """Usable votes below which an attribute fails (never more than `samples`)."""
     tau: dict[str, float] = {}

@@ -22,6 +22,8 @@ from cp_agents.dawid_skene import fit_dawid_skene
 from cp_agents.errors import InputError
 
 IntArray = NDArray[np.integer[Any]]
+WeightArray = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]
+"""Stated confidences, or any weights above 0 and at most 5 (see `confidence.py`)."""
 FloatArray = NDArray[np.floating[Any]]
 BoolArray = NDArray[np.bool_]
 
@@ -57,7 +59,7 @@ class Votes(NamedTuple):
 
 def vote(
     tags: IntArray,
-    confidence: IntArray,
+    confidence: WeightArray,
     n_tags: int,
     method: VoteMethod = "weighted",
     *,
@@ -67,9 +69,10 @@ def vote(
     """Vote on one attribute over its records (or on many attributes, padded to the widest tag set).
 
     `tags[R, M]` holds tag codes 0..n_tags-1, or -1 where a sample gave no usable answer; `confidence[R, M]`
-    holds 1..5, and is not looked at where the tag is -1. The methods differ in the S of a tag t:
+    holds 1..5, or other weights above 0 and at most 5, and is not looked at where the tag is -1. The methods
+    differ in the S of a tag t:
 
-    * `weighted`: the sum of the confidences of the samples that name t (equation 3). Integers, 0..5M'.
+    * `weighted`: the sum of the confidences of the samples that name t (equation 3), 0..5M'.
     * `majority`: 5 for each sample that names t, whatever its confidence.
     * `mean`: M' times the mean confidence of the samples that name t. It ignores how many they are: one
       sample at 5 beats nine at 4. It is there to reproduce the paper's Table 2.
@@ -118,7 +121,7 @@ def vote(
         score = FULL_CONFIDENCE * survivors[:, None] * posterior
     score = np.where(count > 0, np.round(score, _DECIMALS), -1.0)
 
-    peak = np.zeros(rows * width, dtype=np.int64)
+    peak = np.zeros(rows * width, dtype=np.result_type(confidence, np.int64))
     np.maximum.at(peak, cell, confidence.ravel())
     peak = peak.reshape(rows, width)[:, :n_tags]
 
@@ -148,7 +151,7 @@ def vote(
 
 def vote_attributes(
     tags: IntArray,
-    confidence: IntArray,
+    confidence: WeightArray,
     n_tags: Sequence[int],
     method: VoteMethod = "weighted",
     *,
@@ -182,7 +185,7 @@ def vote_attributes(
     return Votes(*arrays)
 
 
-def _check(tags: IntArray, confidence: IntArray, n_tags: int) -> BoolArray:
+def _check(tags: IntArray, confidence: WeightArray, n_tags: int) -> BoolArray:
     """Which answers are there. Codes out of range would be counted in the next row, so they are refused."""
     if tags.ndim != 2 or tags.shape[1] < 1 or tags.shape != confidence.shape:
         raise ValueError(
@@ -192,12 +195,12 @@ def _check(tags: IntArray, confidence: IntArray, n_tags: int) -> BoolArray:
     if tags.max(initial=-1) >= n_tags:
         raise ValueError(f"a tag code lies outside 0..{n_tags - 1}")
     given = confidence[alive]
-    if given.size and (given.min() < 1 or given.max() > FULL_CONFIDENCE):
-        raise ValueError(f"a vote has a confidence outside 1..{FULL_CONFIDENCE}")
+    if given.size and not (given.min() > 0 and given.max() <= FULL_CONFIDENCE):  # nor is it a number that is none
+        raise ValueError(f"a vote has a confidence outside 1..{FULL_CONFIDENCE}, or a weight outside 0..{FULL_CONFIDENCE}")
     return alive
 
 
-def _first(score: FloatArray, count: IntArray, peak: IntArray) -> tuple[IntArray, FloatArray]:
+def _first(score: FloatArray, count: IntArray, peak: WeightArray) -> tuple[IntArray, FloatArray]:
     """Per row the leading tag under the tie rules, and its S (-1 where no tag is left)."""
     top = score.max(axis=1, keepdims=True)
     leading = score == top

@@ -21,7 +21,7 @@ from sqlite_utils import Database
 
 from cp_agents.cues import AssembledCues
 from cp_agents.errors import ErrorType, StoreError
-from cp_agents.schema import Completion, Evidence, Match, Outcome, Prediction, Profile
+from cp_agents.schema import Completion, Evidence, Match, Outcome, Prediction, Profile, TagProbability
 from cp_agents.stores.migrations import migrate
 
 Row = Mapping[str, Any]
@@ -359,10 +359,10 @@ class TraceStore:
                 ).lastrowid
                 assert sample_id is not None
                 conn.executemany(
-                    "insert into predictions (sample_id, attribute, outcome, tag, confidence, evidence)"
-                    " values (?, ?, ?, ?, ?, ?)",
+                    "insert into predictions (sample_id, attribute, outcome, tag, confidence, evidence, probability)"
+                    " values (?, ?, ?, ?, ?, ?, ?)",
                     [
-                        (sample_id, name, p.outcome.value, p.tag, p.confidence, pack_evidence(p.evidence))
+                        (sample_id, name, p.outcome.value, p.tag, p.confidence, pack_evidence(p.evidence), p.probability)
                         for name, p in sample.predictions.items()
                     ],
                 )
@@ -380,7 +380,25 @@ class TraceStore:
             f"select c.key, s.* from cache c join samples s using (sample_id) where c.key in ({marks})",
             list(keys),
         )
-        return {row["key"]: (row["sample_id"], completion_of(row)) for row in found}
+        if not found:
+            return {}
+        marks = ",".join("?" * len(found))
+        scored = self.scored_tags(f"sample_id in ({marks})", [row["sample_id"] for row in found])
+        return {row["key"]: (row["sample_id"], completion_of(row, scored)) for row in found}
+
+    def scored_tags(
+        self, where: str, parameters: Sequence[Any] = ()
+    ) -> dict[int, dict[str, TagProbability]]:
+        """By sample and attribute, the tags whose probability was stored; `where` is about samples and records."""
+        scored: dict[int, dict[str, TagProbability]] = {}
+        for sample_id, attribute, tag, probability in self.rows(
+            "select sample_id, attribute, tag, probability"
+            " from records join samples using (record_id) join predictions p using (sample_id)"
+            f" where {where} and p.outcome = 'ok' and probability is not null",
+            parameters,
+        ):
+            scored.setdefault(sample_id, {})[attribute] = TagProbability(tag, probability)
+        return scored
 
     def predictions(self, record_id: int) -> list[tuple[int, str, str, str, int]]:
         """`(sample_index, sampler, attribute, tag, confidence)` of a record's usable answers."""
@@ -389,6 +407,15 @@ class TraceStore:
             " from samples s join predictions p using (sample_id) where s.record_id = ? and p.outcome = 'ok'",
             (record_id,),
         )
+
+    def probabilities(self, record_id: int) -> dict[tuple[int, str], float]:
+        """By `(sample_index, attribute)`, what the model gave the tags of a record's usable answers; where known."""
+        found = self.rows(
+            "select s.sample_index, p.attribute, p.probability from samples s join predictions p using (sample_id)"
+            " where s.record_id = ? and p.outcome = 'ok' and p.probability is not null",
+            (record_id,),
+        )
+        return {(index, attribute): probability for index, attribute, probability in found}
 
     def evidence(self, wanted: Iterable[tuple[int, int, str]]) -> list[str | None]:
         """Packed evidence for each `(record_id, sample_index, attribute)`, None where there is none."""
@@ -465,8 +492,8 @@ class TraceStore:
         return dict(json.loads(found[0][0]))
 
 
-def completion_of(row: Row) -> Completion:
-    """The completion that a row of `samples` holds."""
+def completion_of(row: Row, scored: Mapping[int, dict[str, TagProbability]]) -> Completion:
+    """The completion that a row of `samples` holds, with what `TraceStore.scored_tags` knows of it."""
     return Completion(
         index=row["sample_index"],
         text=row["text"],
@@ -476,6 +503,7 @@ def completion_of(row: Row) -> Completion:
         sampler=row["sampler"],
         error_type=row["error_type"],
         error_message=row["error_message"],
+        probabilities=scored.get(row["sample_id"], {}),
     )
 
 

@@ -18,6 +18,7 @@ def fit(
     store: o.Store = o.DEFAULT_STORE,
     run: o.Run = None,
     vote: o.Vote = None,
+    confidence: o.Confidence = None,
     kind: Annotated[
         str,
         typer.Option(
@@ -36,7 +37,7 @@ def fit(
 
     truth = load_gold(gold, truth_field) if gold is not None else None
     with TraceStore(store, must_exist=True) as traces:
-        calibrator = fit_run(traces, run, vote=vote, kind=kind, gold=truth)  # type: ignore[arg-type]
+        calibrator = fit_run(traces, run, vote=vote, confidence=confidence, kind=kind, gold=truth)  # type: ignore[arg-type]
     calibrator.save(out)
     few = f"; too few records for {', '.join(calibrator.uncalibrated)}" if calibrator.uncalibrated else ""
     typer.echo(f"calibrator {calibrator.label} written to {out}{few}")
@@ -65,7 +66,8 @@ def show(
             raise InputError(f"{calibrator!r} names no one calibrator to show: give a file or a stored id")
         found = loaded
     table = Table(
-        title=f"{found.label}: {found.vote_method} votes of {found.samples} samples, {found.taxonomy}"
+        title=f"{found.label}: {found.vote_method} votes of {found.samples} samples by {found.confidence} confidence,"
+        f" {found.taxonomy}"
     )
     table.add_column("attribute")
     table.add_column("fitted on", justify="right")

@@ -60,6 +60,12 @@ Vote = Annotated[
     str | None,
     typer.Option("--vote", help="weighted, majority, mean, softmax or dawid_skene; the run's by default."),
 ]
+Confidence = Annotated[
+    str | None,
+    typer.Option(
+        "--confidence", help="What an answer weighs: verbal, agreement, logprob or combined; the run's by default."
+    ),
+]
 Tau = Annotated[
     list[str] | None,
     typer.Option(

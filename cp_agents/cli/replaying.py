@@ -21,13 +21,14 @@ def replay(
     store: o.Store = o.DEFAULT_STORE,
     run: o.Run = None,
     vote: o.Vote = None,
+    confidence: o.Confidence = None,
     tau: o.Tau = None,
     calibrator: Annotated[
         str,
         typer.Option(
             "--calibrator",
             help="A calibrator file, a stored calibrator's id, fit, none, or run: the run's own"
-            " (fitted anew under another vote).",
+            " (fitted anew under another vote or confidence).",
         ),
     ] = "run",
 ) -> None:
@@ -40,7 +41,8 @@ def replay(
     with TraceStore(store, must_exist=True) as traces:
         run_id = traces.run(run)["run_id"]
         profiles = relabel.replay(
-            traces, run_id, vote=vote, tau=tau, calibrator=find_calibrator(traces, calibrator)  # type: ignore[arg-type]
+            traces, run_id, vote=vote, confidence=confidence, tau=tau,  # type: ignore[arg-type]
+            calibrator=find_calibrator(traces, calibrator),
         )  # fmt: skip
         count = write_jsonl(out, (p.to_json() for p in profiles))
     typer.echo(
