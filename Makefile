@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help setup setup-dev demo test test-vllm lint format typecheck docs bench bench-vllm clean
+.PHONY: help setup setup-dev demo test test-vllm lint format typecheck docs bench bench-vllm bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -71,6 +71,17 @@ typecheck: $(VENV)/.dev ## check types
 
 bench: $(VENV)/.dev ## measure throughput against a loopback server
 	@$(BIN)/python benchmarks/throughput.py
+
+PEERS_VENV ?= .venv-peers
+
+$(PEERS_VENV)/.ready: benchmarks/peers.txt
+	@echo "setting up $(PEERS_VENV) ..."
+	@$(PYTHON) -m venv $(PEERS_VENV)
+	@$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@touch $@
+
+bench-peers: $(VENV)/.dev $(PEERS_VENV)/.ready ## measure throughput beside other libraries
+	@$(BIN)/python benchmarks/peers.py $(PEERS_VENV)/bin/python
 
 clean: ## remove the virtual environment, caches and demo output
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
