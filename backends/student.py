@@ -28,6 +28,7 @@ from cp_agents.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from cp_agents.backends.registry import BackendOptions
     from cp_agents.calibration import Calibrator
+    from cp_agents.confidence import ConfidenceSource
     from cp_agents.stores.students import Student
     from cp_agents.voting import VoteMethod
 
@@ -69,10 +70,10 @@ class StudentBackend:
         async for completion in self._inner.sample(request):
             yield completion.model_copy(update={"sampler": self._identity.sampler})
 
-    def calibrator_for(self, vote: VoteMethod) -> Calibrator | None:
-        """The calibrator that was registered with it, if it speaks of this vote."""
+    def calibrator_for(self, vote: VoteMethod, confidence: ConfidenceSource = "verbal") -> Calibrator | None:
+        """The calibrator that was registered with it, if it speaks of this vote by this confidence."""
         own = self._calibrator
-        return own if own is not None and own.vote_method == vote else None
+        return own if own is not None and (own.vote_method, own.confidence) == (vote, confidence) else None
 
     def _is_own(self, request: SampleRequest) -> bool:
         try:

@@ -18,6 +18,7 @@ from cp_agents.backends.registry import BackendOptions, resolve_backend
 from cp_agents.backends.student import StudentBackend, prompt_for
 from cp_agents.background import run_sync
 from cp_agents.calibration import Calibrator
+from cp_agents.confidence import ConfidenceSource, check_logprobs, check_source
 from cp_agents.errors import InputError
 from cp_agents.graph import Fanout, ProfilingContext, compile_graph
 from cp_agents.meter import Meter
@@ -54,7 +55,8 @@ class Profiler:
     `backend` is a spec such as "lexicon", "openai:MODEL" or "replay:PATH", or a backend object. `language` is by
     default English, and for `student:NAME` that of the student, which brings its calibrator too where it has one for
     this vote and none is named. `tau` is one number, `{attribute: number}` or words as on the command line,
-    `["3", "age=4"]`. Raises `InputError` for settings that cannot be.
+    `["3", "age=4"]`. `confidence` is what an answer weighs in the vote (see `cp_agents.confidence`); `logprob` and
+    `combined` have the backend say what it gave each tag. Raises `InputError` for settings that cannot be.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Profiler:
         taxonomy: str | Path | Taxonomy = "profilebench",
         language: str | None = None,
         vote: VoteMethod = "weighted",
+        confidence: ConfidenceSource = "verbal",
         tau: float | Mapping[str, float] | Sequence[str] | None = None,
         calibrator: str | Path | Calibrator | None = None,
         review: ReviewPolicy | None = None,
@@ -86,9 +89,11 @@ class Profiler:
         self.taxonomy = taxonomy if isinstance(taxonomy, Taxonomy) else load_taxonomy(taxonomy)
         if vote not in METHODS:
             raise InputError(f"unknown vote {vote!r}: expected one of {', '.join(METHODS)}")
+        check_source(confidence)
         self.settings = _settings(
             samples=check_samples(samples),
             vote=vote,
+            confidence=confidence,
             tau=parse_tau(_tau_words(tau), self.taxonomy),
             review=review or ReviewPolicy(),
             temperature=temperature,
@@ -107,6 +112,7 @@ class Profiler:
                 f"backend should be a spec such as 'openai:MODEL' or a backend object, found {type(backend).__name__}"
             )
         self.backend = resolve_backend(backend, options)
+        check_logprobs(confidence, self.backend.capabilities.logprobs, self.backend.identity.sampler)
         self.prompt = prompt_for(self.backend, self.taxonomy, language)
         self.calibrator = (
             calibrator
@@ -114,9 +120,9 @@ class Profiler:
             else Calibrator.load(calibrator)
         )
         if self.calibrator is not None:
-            self.calibrator.check(self.taxonomy, vote)
+            self.calibrator.check(self.taxonomy, vote, confidence)
         elif isinstance(self.backend, StudentBackend):
-            self.calibrator = self.backend.calibrator_for(vote)
+            self.calibrator = self.backend.calibrator_for(vote, confidence)
         self.store = store if isinstance(store, TraceStore) else TraceStore(store)
         self._fanout: Fanout = fanout
         self._checkpointer = checkpointer

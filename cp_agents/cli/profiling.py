@@ -101,6 +101,14 @@ def profile(
     vote: Annotated[
         str, typer.Option("--vote", help="weighted, majority, mean, softmax or dawid_skene.")
     ] = "weighted",
+    confidence: Annotated[
+        str,
+        typer.Option(
+            "--confidence",
+            help="What an answer weighs: verbal (as stated), agreement (all alike), logprob (what the model gave its"
+            " tag) or combined (the product of the first and the third).",
+        ),
+    ] = "verbal",
     tau: o.Tau = None,
     calibrator: Annotated[
         Path | None,
@@ -190,6 +198,7 @@ def profile(
         taxonomy=taxonomy,
         language=language,
         vote=vote,  # type: ignore[arg-type]  # checked by Profiler, with a sentence
+        confidence=confidence,  # type: ignore[arg-type]  # likewise
         calibrator=calibrator,
         review=parse_review(review or []),
         run=run or run_name(in_file, backend),
