@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -87,6 +88,8 @@ class LoopbackConfig:
     reasoning: bool = False
     """Whether messages carry reasoning_content."""
     usage: bool = True
+    logprobs: bool = True
+    """Whether answers come with log-probabilities where these are asked for; if not, they are ignored."""
     unsupported: tuple[str, ...] = ()
     """Parameters that are answered with a 400 as reasoning endpoints do."""
     api_key: str | None = None
@@ -144,6 +147,26 @@ class Answers:
                 self._known.clear()
             self._known[key] = self._answer(block, sample_seed)
         return self._known[key]
+
+    def probability(self, block: str, attribute: str, tag: str) -> float:
+        """What the pretended model gives a tag of a record, between 0.05 and 0.95."""
+        return 0.05 + 0.9 * _unit("probability", block, attribute, tag)
+
+    def tokens(self, block: str, text: str, top: int) -> list[Body]:
+        """An answer's tokens as the API gives them: a tag is one token, and the next tag its only alternative."""
+        tokens: list[Body] = []
+        for piece in re.findall(r"</?\w+>|[^<]+|<", text):
+            alternatives = {piece: 1.0}
+            before = "".join(token["token"] for token in tokens[-2:])
+            opened = re.fullmatch(r"<(\w+)><tag>", before)
+            if opened is not None and (attribute := self._taxonomy[opened[1]]).match_tag(piece) is not None:
+                names = attribute.names
+                other = names[(names.index(piece) + 1) % len(names)]
+                p = self.probability(block, attribute.name, piece)
+                alternatives = {piece: p, other: 1 - p}
+            likely = [{"token": t, "logprob": math.log(p)} for t, p in alternatives.items()]
+            tokens.append(likely[0] | {"bytes": None, "top_logprobs": likely[:top]})
+        return tokens
 
     def _answer(self, block: str, sample_seed: int) -> str:
         attributes = self._taxonomy.attributes
@@ -364,6 +387,10 @@ class LoopbackServer:
         usage = _usage(prompt_tokens, sum(map(len, texts)) // 4) if config.usage else None
         extra = {"reasoning_content": "The record was read line by line."} if config.reasoning else {}
         reply = completion_body(texts, finish=finishes, usage=usage, model=body["model"], **extra)
+        if body.get("logprobs") and config.logprobs:
+            top = int(body.get("top_logprobs") or 0)
+            for choice, text in zip(reply["choices"], texts, strict=True):
+                choice["logprobs"] = {"content": self._answers.tokens(block, text, top)}
         for choice, refusal in zip(reply["choices"], refusals, strict=True):
             if refusal is not None:
                 choice["message"] |= {"content": None, "refusal": refusal}
