@@ -1,0 +1,248 @@
+"""Supervised fine-tuning of a student on a teacher's votes, with TRL (section 3.3 of the paper, first stage)."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from cp_agents.trainers.base_model import load_base, name_base, require_training
+from cp_agents.trainers.card import StudentCard, read_card, write_card
+from cp_agents.trainers.run_folder import RunFolder, step_of
+from cp_agents.trainers.sft_config import SftSettings
+from cp_agents.trainers.sft_plan import SftPlan, data_hash, plan_sft
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """A finished run."""
+
+    model: Path
+    """The student's folder: weights or adapter, tokenizer, card."""
+    steps: int
+    resumed_from: int | None
+    """The step that training went on from in this call; None where it began or was finished already."""
+    loss: float | None
+    """Of the last step."""
+    metrics: dict[str, float]
+    """On held-out users, of the weights that were kept."""
+
+
+def train_sft(settings: SftSettings, stream: TextIO | None = None) -> SftResult:
+    """Train a student, or go on where an earlier call with the same settings was stopped.
+
+    `settings.out` becomes a `RunFolder`; its `model/` appears when all is done. A run that is finished is not trained
+    again. Progress goes to `stream`. Interrupted at any instant, the next call goes on from the last complete
+    checkpoint with the same rows in the same order. Started by `accelerate launch`, the processes share the work.
+    Raises `InputError` as `plan_sft` and `RunFolder.open`, `MissingExtraError` without the packages.
+    """
+    require_training("supervised fine-tuning")
+    run = RunFolder(settings.out)
+    plan = plan_sft(settings, check=not run.is_finished)
+    with _quiet():
+        args = _arguments(plan, run)
+        with args.main_process_first():
+            if args.process_index == 0:
+                run.open(plan.config())
+        if run.is_finished:
+            return _result(run, None)
+        checkpoint = run.last_checkpoint()
+        trainer, keeper = _trainer(plan, run, args, stream)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if args.process_index == 0:
+            run.plot(_figures(run))
+        _finish(plan, run, trainer, keeper.best)
+    return _result(run, None if checkpoint is None else step_of(checkpoint))
+
+
+def _arguments(plan: SftPlan, run: RunFolder) -> Any:
+    from trl import SFTConfig
+
+    settings = plan.settings
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=plan.device_batch,
+        gradient_accumulation_steps=plan.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=2,  # one is complete while the other is written
+        eval_strategy="no",
+        bf16=plan.machine.bf16,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        max_length=settings.max_length if settings.packing else None,
+        packing=settings.packing,
+        use_cpu=plan.machine.device == "cpu",
+        dataloader_pin_memory=plan.machine.device == "cuda",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _trainer(plan: SftPlan, run: RunFolder, args: Any, stream: TextIO | None) -> tuple[Any, Any]:
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
+    from cp_agents.trainers.sft_loop import RunKeeper
+
+    settings = plan.settings
+    model, tokenizer = load_base(
+        plan.base,
+        # The optimizer needs float32; what is frozen does not.
+        dtype="bfloat16" if settings.is_lora and plan.machine.bf16 else "float32",
+        four_bit=settings.mode == "qlora",
+        keep_adapter=plan.keeps_adapter,
+        tokenizer=plan.tokenizer,
+    )
+    keeper = RunKeeper(plan, run, stream)
+
+    class Trainer(SFTTrainer):  # type: ignore[misc]  # trl is not read by the type checker
+        def create_model_card(self, *_: Any, **__: Any) -> None:
+            """None: the student's card says what it is, and this one would name the machine's folders."""
+
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list([row.columns() for row in plan.rows]),
+        processing_class=tokenizer,
+        peft_config=_adapter(settings) if settings.is_lora and not plan.keeps_adapter else None,
+        callbacks=[keeper],
+    )
+    trainer.remove_callback(PrinterCallback)
+    keeper.trainer = trainer
+    return trainer, keeper
+
+
+def _adapter(settings: SftSettings) -> Any:
+    from peft import LoraConfig
+
+    targets = settings.lora_targets
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+    )
+
+
+def _finish(plan: SftPlan, run: RunFolder, trainer: Any, best: Path | None) -> None:
+    """Put the model and its card in place."""
+    if best is None:
+        best = run.checkpoints / "last"
+        trainer.save_model(str(best))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.process_index == 0:
+        with run.new_model() as folder:
+            for path in best.iterdir():
+                if path.is_file() and path.name != "training_args.bin":
+                    shutil.copy2(path, folder)
+            name_base(folder, plan.base)
+            write_card(folder, _card(plan, run, trainer.state.global_step, best))
+        shutil.rmtree(best)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _card(plan: SftPlan, run: RunFolder, steps: int, best: Path) -> StudentCard:
+    from importlib.metadata import version
+
+    measured = [row for row in run.rows() if "eval_parse_rate" in row]
+    kept = step_of(best)
+    chosen = next((row for row in measured if row["step"] == kept), measured[-1] if measured else {})
+    data = plan.data.card
+    return StudentCard(
+        base=plan.base.spec,
+        base_hash=plan.base_hash,
+        kind="adapter" if plan.settings.is_lora else "full",
+        language=data.language,
+        prompt_version=data.prompt_version,
+        taxonomy=data.taxonomy,
+        taxonomy_hash=data.taxonomy_hash,
+        stage="sft",
+        source_run=data.source.run_id,
+        training={
+            **plan.config(),
+            "data_hash": data_hash(plan.data),
+            "rows": len(plan.rows),
+            "rows_left_out": plan.left_out,
+            "steps": steps,
+            "kept_step": steps if kept < 0 else kept,
+            "device": plan.machine.device,
+            "computed_in": "bfloat16" if plan.machine.bf16 else "float32",
+            "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+        },
+        metrics={
+            name.removeprefix("eval_"): value for name, value in chosen.items() if name.startswith("eval_")
+        },
+    )
+
+
+def _result(run: RunFolder, resumed_from: int | None) -> SftResult:
+    card = read_card(run.model)
+    losses = [row["loss"] for row in run.rows() if "loss" in row]
+    return SftResult(
+        model=run.model,
+        steps=card.training["steps"],
+        resumed_from=resumed_from,
+        loss=losses[-1] if losses else None,
+        metrics=card.metrics,
+    )
+
+
+def _figures(run: RunFolder) -> dict[str, list[str]]:
+    measured = {name: None for row in run.rows() for name in row if name.startswith("eval_")}
+    shares = (
+        "parse_rate",
+        "macro_f1",
+        "constant_macro_f1",
+        "gold_macro_f1",
+        "na_rate",
+        "accuracy",
+        "coverage",
+    )
+    return {
+        "loss": ["loss"],
+        "token_accuracy": ["mean_token_accuracy"],
+        "profiling": [f"eval_{name}" for name in shares],
+        "attributes": [name for name in measured if name.startswith("eval_macro_f1/")],
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' own bars and remarks: what a person needs to know is said by the run."""
+    import datasets
+    from transformers.utils import logging as said
+
+    shown, level = datasets.are_progress_bars_disabled(), said.get_verbosity()
+    bars = said.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    said.disable_progress_bar()
+    said.set_verbosity_error()
+    trl = logging.getLogger("trl")
+    trl_level = trl.level
+    trl.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        trl.setLevel(trl_level)
+        said.set_verbosity(level)
+        if bars:
+            said.enable_progress_bar()
+        if not shown:
+            datasets.enable_progress_bars()
