@@ -124,20 +124,23 @@ def _system(taxonomy: Taxonomy, folder: Traversable, language: str) -> tuple[str
 # --- templates --------------------------------------------------------------------------------------------
 
 
+def built_in_languages() -> dict[str, Traversable]:
+    """Folders of the languages that need no templates of one's own, by code."""
+    found = resources.files("cp_agents.prompts").iterdir()
+    at_hand = {e.name: e for e in found if e.is_dir() and e.joinpath("system.md").is_file()}
+    return dict(sorted(at_hand.items()))
+
+
 def _folder(language: str) -> tuple[Traversable, str, bool]:
     """Where the templates of `language` lie, its code, and whether it is built in."""
-    at_hand = {
-        entry.name: entry
-        for entry in resources.files("cp_agents.prompts").iterdir()
-        if entry.is_dir() and entry.joinpath("system.md").is_file()
-    }
+    at_hand = built_in_languages()
     if language in at_hand:
         return at_hand[language], language, True
     own = Path(language)
     if language and own.is_dir():
         return own, own.resolve().name, False
     raise InputError(
-        f"no prompt language {language!r}: there are {', '.join(sorted(at_hand))}, or name a folder of templates"
+        f"no prompt language {language!r}: there are {', '.join(at_hand)}, or name a folder of templates"
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cp_agents.errors import InputError, StoreError
+from cp_agents.exports import exported_files, reseal, sealed_as
 from cp_agents.files import parse_line, whole_file
 from cp_agents.stores.traces import TraceStore, delete_samples
 
@@ -36,6 +37,7 @@ def forget(
 ) -> Forgotten:
     """Erase `user_id` from the store, from JSONL `exports` and from a SQLite checkpointer's file.
 
+    An export may also be a folder that `cp-agents export` has written: all its files, sealed anew in its card.
     All files are checked before anything is deleted (`InputError`). Threads are those that the store knows and
     those whose checkpoints name the user. Checkpoints and exports come before the store, so that after
     an error the same call finds what is left. The files are
@@ -46,7 +48,7 @@ def forget(
     if not isinstance(store, TraceStore):
         with TraceStore(store, must_exist=True) as opened:
             return forget(opened, user_id, exports=exports, checkpoints=checkpoints, patience_s=patience_s)
-    files = [Path(path) for path in exports]
+    files = [file for path in exports for file in exported_files(Path(path))]
     for path in files:
         _check_export(path, user_id)
     if checkpoints is not None:
@@ -208,12 +210,15 @@ def _check_export(path: Path, user_id: str) -> None:
 def _forget_lines(path: Path, user_id: str) -> int:
     """Rewrite a JSONL file without the user's lines, whole or not at all; the number of lines removed."""
     removed = 0
+    sealed = sealed_as(path)
     with whole_file(path) as out, path.open("rb") as lines:
         for raw in lines:
             if _user_of(raw) == user_id:
                 removed += 1
             else:
                 out.write(raw.decode("utf-8"))
+    if removed:
+        reseal(path, sealed, removed)
     return removed
 
 

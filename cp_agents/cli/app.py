@@ -16,6 +16,7 @@ from cp_agents.cli import (
     demo,
     doctor,
     evaluating,
+    exporting,
     profiling,
     replaying,
     reviewing,
@@ -118,6 +119,7 @@ app.add_typer(reviewing.app, name="review")
 app.command("evaluate")(evaluating.evaluate)
 app.command("compare")(comparing.compare)
 app.add_typer(students.app, name="students")
+app.add_typer(exporting.app, name="export")
 app.command("stats")(storing.stats)
 app.command("forget")(storing.forget)
 app.command("doctor")(doctor.doctor)

@@ -50,7 +50,10 @@ def forget(
     store: o.Store = o.DEFAULT_STORE,
     export: Annotated[
         list[Path] | None,
-        typer.Option("--export", help="JSONL to rewrite without the user; may be repeated."),
+        typer.Option(
+            "--export",
+            help="JSONL, or the folder of an export, to rewrite without the user; may be repeated.",
+        ),
     ] = None,
     checkpoints: Annotated[
         Path | None, typer.Option("--checkpoints", help="A LangGraph SQLite checkpointer's file.")
