@@ -20,11 +20,12 @@ from cp_agents.background import run_sync
 from cp_agents.errors import InputError
 from cp_agents.files import BadLine, read_records
 from cp_agents.profiler import Profiler
-from cp_agents.runner import BatchReport, run_batch
+from cp_agents.runner import BatchReport
 from cp_agents.stores.student_card import StudentCard, check_whole, read_card
 from cp_agents.stores.students import check_base, model_of, trained_prompt
 from cp_agents.stores.students import student as find_student
 from cp_agents.stores.traces import TraceStore
+from cp_agents.taxonomy import Taxonomy
 
 LEAST = 1
 """C_ref of an attribute that the student gave no readable answer on."""
@@ -61,7 +62,7 @@ def run_reference(
     `backend_options` are those of the transformers backend (device, dtype, max_rows). Raises `InputError` for users
     that cannot be read and for a student whose files or prompt are not as they were.
     """
-    records = _records(users)
+    records = read_users(users)
     opened = store if isinstance(store, TraceStore) else TraceStore(store)
     try:
         folder, card = _folder_of(opened, student)
@@ -79,16 +80,12 @@ def run_reference(
             evidence_cap=None,
             extra=backend_options,
         )
-
-        async def go() -> BatchReport:
-            try:
-                return await run_batch(
-                    profiler.context, records, concurrency=concurrency, calibrator=None, on_record=on_record
-                )
-            finally:
-                await profiler.backend.aclose()
-
-        report = run_sync(go())
+        try:
+            _, report = profiler.profile_many(
+                records, concurrency=concurrency, calibrate=None, on_record=on_record
+            )
+        finally:
+            run_sync(profiler.backend.aclose())
     finally:
         if opened is not store:
             opened.close()
@@ -132,7 +129,12 @@ def load_reference(store: TraceStore, run_id: str, student: str | Path) -> list[
         raise InputError(
             f"run {run_id} is not finished: `train reference` with the same settings goes on with it"
         )
-    names = card.read_taxonomy().names
+    return reference_rows(store, run_id, card.read_taxonomy())
+
+
+def reference_rows(store: TraceStore, run_id: str, taxonomy: Taxonomy) -> list[ReferenceRow]:
+    """The users of a run with the confidence of its first sample, in order of arrival; nothing is checked."""
+    names = taxonomy.names
     rows = {
         record_id: ReferenceRow(
             user_id=user_id, record_id=record_id, cues=cues, c_ref=dict.fromkeys(names, LEAST)
@@ -169,8 +171,8 @@ def _folder_of(store: TraceStore, student: str | Path) -> tuple[Path, StudentCar
     return folder, card
 
 
-def _records(users: str | Path | Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """All users or none: a line that cannot be read would be missing from GRPO without a word."""
+def read_users(users: str | Path | Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """All users or none: one that cannot be read would be missing from GRPO without a word. Raises `InputError`."""
     if not isinstance(users, str | Path):
         return [dict(user) for user in users]
     records = []

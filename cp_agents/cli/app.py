@@ -22,6 +22,7 @@ from cp_agents.cli import (
     reviewing,
     storing,
     students,
+    training,
 )
 from cp_agents.errors import InputError
 
@@ -118,6 +119,7 @@ app.add_typer(calibrating.app, name="calibrate")
 app.add_typer(reviewing.app, name="review")
 app.command("evaluate")(evaluating.evaluate)
 app.command("compare")(comparing.compare)
+app.add_typer(training.app, name="train")
 app.add_typer(students.app, name="students")
 app.add_typer(exporting.app, name="export")
 app.command("stats")(storing.stats)

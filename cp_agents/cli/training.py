@@ -1,0 +1,12 @@
+"""`train`: from a stored run to a student, stage by stage."""
+
+from __future__ import annotations
+
+import typer
+
+from cp_agents.cli import training_data
+
+app = typer.Typer(help="Train a student from a stored run, stage by stage.", no_args_is_help=True)
+
+app.command("filter")(training_data.filter_users)
+app.command("reference")(training_data.reference)
