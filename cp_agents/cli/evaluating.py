@@ -28,6 +28,13 @@ def evaluate(
         str, typer.Option("--truth-field", help="Field of the gold rows that holds it.")
     ] = "truth",
     taxonomy: o.Taxonomy = "profilebench",
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", help="Trace store of the run, for what its samples add to the confidence sources."),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="The run in the store; the one that the profiles name by default.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers as JSON.")] = None,
 ) -> None:
     """Compare profiles with gold at every tau. Python: `cp_agents.evaluation.metrics.evaluate`."""
@@ -38,11 +45,15 @@ def evaluate(
     from cp_agents.evaluation.confidence import compare_sources
     from cp_agents.evaluation.loading import load_gold, load_predictions
     from cp_agents.evaluation.metrics import evaluate as compare
+    from cp_agents.evaluation.samples import load_answers
     from cp_agents.files import check_out, whole_file
+    from cp_agents.stores.traces import TraceStore
     from cp_agents.taxonomy import load_taxonomy
 
     if json_file is not None:
-        check_out(json_file, predictions, gold, *o.files_of(taxonomy))
+        check_out(json_file, predictions, gold, *([store] if store else []), *o.files_of(taxonomy))
+    if run is not None and store is None:
+        raise InputError("--run names a run of a store: give the store with --store")
     lines, truth, chosen = (
         load_predictions(predictions),
         load_gold(gold, truth_field),
@@ -51,7 +62,11 @@ def evaluate(
     if not any(line["user_id"] in truth for line in lines):
         raise InputError(f"{predictions} and {gold} have no user in common: nothing can be compared")
     found = compare(lines, truth, chosen)
-    sources = compare_sources(lines, truth, chosen)
+    answers = None
+    if store is not None:
+        with TraceStore(store, must_exist=True) as traces:
+            answers = load_answers(traces, run, lines)
+    sources = compare_sources(lines, truth, chosen, answers)
     if json_file is not None:
         whole = found.model_dump(mode="json")
         whole["confidence_sources"] = {
@@ -120,11 +135,11 @@ def _sources(found: dict[str, dict[str, SourceMetrics]]) -> Table:
     from rich.table import Table
 
     table = Table(title="confidence sources: which tells right from wrong", title_justify="left")
-    for name in ("attribute", "source", "n", "auroc", "ece", "brier", "aurc", "error rate"):
+    for name in ("attribute", "source", "n", "auroc", "wqd", "ece", "brier", "aurc", "error rate"):
         table.add_column(name, justify="left" if name in ("attribute", "source") else "right")
     for attribute, rows in found.items():
         for i, (source, m) in enumerate(rows.items()):
-            numbers = map(_number, (m.auroc, m.ece, m.brier, m.aurc, m.risk))
+            numbers = map(_number, (m.auroc, m.wqd, m.ece, m.brier, m.aurc, m.risk))
             table.add_row(
                 attribute if i == 0 else "", source, str(m.n), *numbers, end_section=i == len(rows) - 1
             )

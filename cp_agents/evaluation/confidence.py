@@ -1,8 +1,9 @@
 """Which confidence means something? The same answers, judged by each source of confidence side by side.
 
 A profile holds several: what the samples stated, how far they agree, the two together (which is the paper's S),
-and a probability where a calibrator gives one. None of them is the right one for every teacher, so `evaluate`
-reports them beside each other. The level after calibration is not among them: it is a rank of S.
+and a probability where a calibrator gives one. The stored samples add what the model itself gave its tags. None of
+them is the right one for every teacher, so `evaluate` reports them beside each other. The level after calibration is
+not among them: it is a rank of S.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from cp_agents.evaluation.samples import Answers, Discrimination, of_vote
 from cp_agents.schema import NA, Status
 from cp_agents.taxonomy import Taxonomy
 
@@ -21,25 +23,22 @@ Row = Mapping[str, Any]
 _BINS = 10
 
 
-def _verbal(row: Row) -> float | None:
-    named = len(row.get("agreeing", ()))
-    return row["score"] / (5 * named) if named else None
-
-
-def _combined(row: Row) -> float | None:
-    survivors = row.get("survivors", 0)
-    return row["score"] / (5 * survivors) if survivors else None
+def _stated(row: Row, samples: int) -> float | None:
+    # Stated confidences add up to a whole number; any other S is of another vote, and says nothing of them.
+    return row["score"] / (5 * samples) if samples and row["score"] == round(row["score"]) else None
 
 
 SOURCES: dict[str, Callable[[Row], float | None]] = {
-    "verbal": _verbal,
+    "verbal": lambda row: _stated(row, len(row.get("agreeing", ()))),
     "agreement": lambda row: row["vote_share"],
-    "combined": _combined,
+    "logprob": lambda row: None,
+    "combined": lambda row: _stated(row, row.get("survivors", 0)),
     "probability": lambda row: row.get("probability"),
 }
 """From a profile's attribute to a number in 0..1. `verbal`: the mean stated confidence of the samples that agree
-with the vote, over 5 (weighted votes only). `agreement`: the vote share. `combined`: their product, S / 5M'.
-`probability`: of a calibrator fitted on gold or reviewed rows."""
+with the vote, over 5 (votes weighted by it only). `agreement`: the vote share. `combined`: their product, S / 5M'.
+`probability`: of a calibrator fitted on gold or reviewed rows. Where the samples are at hand, these come from them
+(`samples.of_vote`), and `logprob` is the mean probability that the model gave the tag in the samples that agree."""
 
 
 class SourceMetrics(BaseModel):
@@ -57,33 +56,55 @@ class SourceMetrics(BaseModel):
     better; the error rate itself is what a confidence that knows nothing gets."""
     risk: float
     """The error rate, to compare `aurc` with."""
+    wqd: float | None = None
+    """Within-question discrimination: among the samples of one user and attribute, the share of pairs of a right and a
+    wrong one in which the right one has the higher confidence; ties count half. None without the samples, or a pair."""
 
 
 def compare_sources(
-    predictions: Iterable[Mapping[str, Any]], gold: Mapping[str, Mapping[str, str]], taxonomy: Taxonomy
+    predictions: Iterable[Mapping[str, Any]],
+    gold: Mapping[str, Mapping[str, str]],
+    taxonomy: Taxonomy,
+    answers: Answers | None = None,
 ) -> dict[str, dict[str, SourceMetrics]]:
-    """`{attribute: {source: metrics}}` for lines of OUT.jsonl; sources and attributes without rows are left out."""
+    """`{attribute: {source: metrics}}` for lines of OUT.jsonl; sources and attributes without rows are left out.
+
+    `answers` are the samples behind them, see `samples.load_answers`.
+    """
     found: dict[str, dict[str, tuple[list[float], list[bool]]]] = {}
+    within = {name: Discrimination() for name in taxonomy.names}
     for line in predictions:
         truth = gold.get(line["user_id"], {})
         for name, row in line["profile"].items():
             known, said = truth.get(name, NA), row.get("voted", row["tag"])
-            if name not in taxonomy or NA in (known, said) or row["status"] == Status.FAILED:
+            if name not in taxonomy or known == NA:
+                continue
+            asked = (answers or {}).get((line["user_id"], name), ())
+            within[name].add(asked, taxonomy[name].match_tag(known) or known)
+            if said == NA or row["status"] == Status.FAILED:
                 continue
             right = taxonomy[name].match_tag(known) == taxonomy[name].match_tag(said)
-            for source, read in SOURCES.items():
-                if (value := read(row)) is not None:
+            read = {source: of_row(row) for source, of_row in SOURCES.items()}
+            if stored := of_vote(asked, row.get("agreeing", ())):
+                read = {**dict.fromkeys(read), **stored, "probability": read["probability"]}
+            for source, value in read.items():
+                if value is not None:
                     values, verdicts = found.setdefault(name, {}).setdefault(source, ([], []))
                     values.append(min(1.0, value))
                     verdicts.append(right)
     return {
-        name: {source: source_metrics(np.array(v), np.array(r)) for source, (v, r) in found[name].items()}
+        name: {
+            source: source_metrics(np.array(values), np.array(verdicts), within[name].rate(source))
+            for source, (values, verdicts) in found[name].items()
+        }
         for name in taxonomy.names
         if name in found
     }
 
 
-def source_metrics(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> SourceMetrics:
+def source_metrics(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], wqd: float | None = None
+) -> SourceMetrics:
     """The numbers for one source: `confidence` in 0..1 and `right`, one entry per answer, at least one."""
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     total = np.bincount(bins, minlength=_BINS)
@@ -95,6 +116,7 @@ def source_metrics(confidence: NDArray[np.float64], right: NDArray[np.bool_]) ->
         brier=float(((confidence - right) ** 2).mean()),
         aurc=_aurc(confidence, right),
         risk=float(1 - right.mean()),
+        wqd=wqd,
     )
 
 
