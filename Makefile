@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help setup setup-dev demo test test-vllm lint format typecheck docs bench bench-vllm bench-peers clean
+.PHONY: help setup setup-dev demo test test-light test-vllm lint format typecheck docs bench bench-vllm bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -19,20 +19,25 @@ $(VENV)/.core: pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	@echo "setting up $(VENV) for development ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "setting up $(VENV) for development, with torch: some minutes ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.core $@
 
 setup: $(VENV)/.core ## install cp-agents into .venv
 
-setup-dev: $(VENV)/.dev ## install cp-agents with what development needs
+setup-dev: $(VENV)/.dev ## install cp-agents with what development needs, torch included
 
 demo: $(VENV)/.core ## profile the shipped sample users, no key needed
 	@$(BIN)/cp-agents demo
 
 test: $(VENV)/.dev ## run all tests
 	@$(BIN)/pytest -n 2
+
+test-light: ## run the tests that do without torch, in .venv-light
+	@test -x .venv-light/bin/python || $(PYTHON) -m venv .venv-light
+	@.venv-light/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@.venv-light/bin/pytest -n 2
 
 # vLLM brings its own torch, 3.5 GB in all, so it has an environment of its own. The three packages that go do not fit
 # the CPU's torch. The thread settings are for two cores that other programs use as well.

@@ -132,8 +132,8 @@ class OpenAIBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """`n` is known once it is declared or found, `logprobs` once they were asked for, the rest by `probe`. Seeds are
-        sent, but no endpoint vouches for them."""
+        """`n` is known once it is declared or found, `logprobs` once they were asked for, the rest by `probe`. Seeds
+        are sent, but no endpoint vouches for them."""
         return Capabilities(
             n=self._n,
             seed=False,
