@@ -56,6 +56,11 @@ class EnsembleBackend:
         return f"EnsembleBackend({self._identity.model!r})"
 
     @property
+    def members(self) -> tuple[Backend, ...]:
+        """The backends that share the samples."""
+        return self._members
+
+    @property
     def identity(self) -> Identity:
         """The members' names; the revision covers their identities and their order."""
         return self._identity

@@ -108,6 +108,7 @@ class OpenAIBackend:
         )
         self._logprobs: bool | None = None
         self._taxonomy: Taxonomy | None = None  # of subclasses that are told to ask for probabilities always
+        self._declared = n != "probe"
         self._structured: bool | None = None
         self._caches: bool | None = None
         self._context: int | None = None
@@ -143,6 +144,20 @@ class OpenAIBackend:
             prefix_cache=self._caches,
             max_context=self._context,
         )
+
+    def found(self) -> Capabilities | None:
+        """What the endpoint was found to be able to do; None before it has answered, and where n was declared."""
+        return None if self._declared or self._n is None else self.capabilities
+
+    def recall(self, known: Capabilities) -> None:
+        """Take what was found out earlier for what is not known yet, so that no request is spent on it.
+
+        What an answer comes with (log-probabilities) is seen anew: it costs nothing.
+        """
+        self._n = known.n if self._n is None else self._n
+        self._structured = known.structured_output if self._structured is None else self._structured
+        self._caches = known.prefix_cache if self._caches is None else self._caches
+        self._context = self._context or known.max_context
 
     async def probe(self) -> Capabilities:
         """Find out what the endpoint can do, by two or three requests of a few tokens, each tried once.

@@ -283,6 +283,8 @@ class Calibrator(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> Calibrator:
         """Read a file that `save` wrote. Raises `InputError` that names the file and what is wrong."""
+        if not isinstance(path, str | Path):
+            raise InputError(f"a calibrator should be a Calibrator or its file, found {type(path).__name__}")
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:

@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from cp_agents.backends.endpoint import public_url
+from cp_agents.backends.registry import BackendOptions, resolve_backend
 from cp_agents.backends.usage import Prices
 from cp_agents.cues import AssembledCues, assemble_cues, estimate_tokens
+from cp_agents.errors import InputError
 from cp_agents.prompts.render import Prompt
 from cp_agents.schema import Usage, UserRecord
 from cp_agents.taxonomy import Taxonomy
@@ -36,6 +39,23 @@ class Plan(NamedTuple):
     cost_cached_usd: float | None
     """With one request a sample and every token that was sent before read from the endpoint's prefix cache."""
     cost_n_usd: float | None
+
+
+def check_spec(spec: str, options: BackendOptions) -> None:
+    """Check a backend's spec as far as it goes without a call, a key or a loaded model. Raises `InputError`."""
+    kind, _, rest = spec.partition(":")
+    if kind == "ensemble":
+        for member in rest.split(","):
+            check_spec(member.strip(), options)
+    elif kind == "openai":
+        if not rest.strip():
+            raise InputError("the openai backend needs a model name, as in openai:MODEL")
+    elif kind == "vllm-server":  # it asks the server for its models as soon as it is made
+        if not (url := rest.partition("?")[0].partition("#")[0] or options.base_url or ""):
+            raise InputError("vllm-server needs the server's URL, as in vllm-server:http://127.0.0.1:8000")
+        public_url(url)
+    else:
+        resolve_backend(spec, options)
 
 
 def plan_run(

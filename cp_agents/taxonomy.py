@@ -229,6 +229,10 @@ def load_taxonomy(source: str | Path = "profilebench") -> Taxonomy:
 
     Raises `InputError` with one sentence that names the file and what is wrong.
     """
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"a taxonomy should be the name of a built-in one or a YAML file, found {type(source).__name__}"
+        )
     path = Path(source)
     if path.suffix.lower() in {".yaml", ".yml"}:
         if not path.is_file():

@@ -271,3 +271,20 @@ def m005_students(db: Database) -> None:
         create index students_name on students (name);
         """,
     )
+
+
+@migrations()
+def m006_endpoints(db: Database) -> None:
+    """What endpoints were found to be able to do, see `cp_agents.stores.endpoints`."""
+    run_statements(
+        db,
+        """
+        create table endpoints (
+            endpoint text not null,        -- base URL
+            sampler text not null,         -- kind:model
+            capabilities text not null,    -- JSON
+            checked_at text not null,
+            primary key (endpoint, sampler)
+        ) without rowid;
+        """,
+    )

@@ -33,8 +33,10 @@ def fit(
     """Fit a calibrator on a stored run's votes. Python: `cp_agents.calibrate.fit_run`."""
     from cp_agents.calibrate import fit_run
     from cp_agents.evaluation.loading import load_gold
+    from cp_agents.files import check_out
     from cp_agents.stores.traces import TraceStore
 
+    check_out(out, store, gold)
     truth = load_gold(gold, truth_field) if gold is not None else None
     with TraceStore(store, must_exist=True) as traces:
         calibrator = fit_run(traces, run, vote=vote, confidence=confidence, kind=kind, gold=truth)  # type: ignore[arg-type]

@@ -39,7 +39,12 @@ def doctor(
     ] = None,
     base_url: o.BaseUrl = None,
     taxonomy: o.Taxonomy = "profilebench",
-    store: Annotated[Path, typer.Option("--store", help="Trace store, for student:NAME.")] = o.DEFAULT_STORE,
+    store: Annotated[
+        Path,
+        typer.Option(
+            "--store", help="Trace store: of student:NAME, and where what was found is kept for runs."
+        ),
+    ] = o.DEFAULT_STORE,
 ) -> None:
     """Check Python, packages, extras, keys, an endpoint and a backend.
     Python: `cp_agents.environment.extras`, `cp_agents.backends.probe.probe`.
@@ -145,11 +150,17 @@ def _look_at(spec: str, options: BackendOptions) -> tuple[list[tuple[str, str]],
     from cp_agents.backends.probe import Probing, probe
     from cp_agents.backends.registry import resolve_backend
     from cp_agents.errors import CpAgentsError
+    from cp_agents.stores.endpoints import remember
+    from cp_agents.stores.traces import TraceStore
 
     async def ask(backend: Backend) -> Capabilities:
         try:
             async with asyncio.timeout(_LIMIT_S):
-                return await probe(backend)
+                found = await probe(backend)
+            if isinstance(store := options.store, Path) and store.is_file():
+                with TraceStore(store) as traces:
+                    remember(traces, backend)  # for the runs to come, whatever an earlier one found
+            return found
         finally:
             await backend.aclose()
 

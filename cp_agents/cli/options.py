@@ -17,8 +17,20 @@ OutFile = Annotated[
     Path, typer.Option("--out", help="JSONL to write, one profile a line.", show_default=False)
 ]
 Store = Annotated[Path, typer.Option("--store", help="Trace store (SQLite).")]
-Backend = Annotated[str, typer.Option("--backend", help="lexicon, openai:MODEL, replay:PATH, student:NAME, ...")]
-BaseUrl = Annotated[str | None, typer.Option("--base-url", help="Endpoint of an OpenAI-compatible server.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="lexicon, openai:MODEL, vllm-server:URL, vllm:MODEL, transformers:MODEL, langchain:MODULE:OBJECT,"
+        " student:NAME, replay:PATH, ensemble:SPEC,SPEC or a plugin's; see docs/backends.md.",
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url", help="Endpoint of an OpenAI-compatible server; for models in this process a model hub."
+    ),
+]
 Taxonomy = Annotated[str, typer.Option("--taxonomy", help="A built-in taxonomy or a YAML file of yours.")]
 Language = Annotated[
     str,
@@ -63,7 +75,8 @@ Vote = Annotated[
 Confidence = Annotated[
     str | None,
     typer.Option(
-        "--confidence", help="What an answer weighs: verbal, agreement, logprob or combined; the run's by default."
+        "--confidence",
+        help="What an answer weighs: verbal, agreement, logprob or combined; the run's by default.",
     ),
 ]
 Tau = Annotated[

@@ -34,10 +34,11 @@ def replay(
 ) -> None:
     """Vote, calibrate and abstain again over a stored run; no model call. Python: `cp_agents.replay`."""
     from cp_agents import relabel
-    from cp_agents.files import write_jsonl
+    from cp_agents.files import check_out, write_jsonl
     from cp_agents.stores.traces import TraceStore
 
     started = time.monotonic()
+    check_out(out, store, *o.files_of(calibrator))
     with TraceStore(store, must_exist=True) as traces:
         run_id = traces.run(run)["run_id"]
         profiles = relabel.replay(
