@@ -16,7 +16,7 @@ from cp_agents.errors import InputError, StoreError
 from cp_agents.profiler import Profiler
 from cp_agents.stores.traces import TraceStore
 from cp_agents.trainers.difficulty import RULES, SHAPES, Rule, Shape, choose, difficulty, histogram, quotas
-from cp_agents.trainers.fairness import audit
+from cp_agents.trainers.fairness import at_most, audit
 from cp_agents.trainers.user_filter import filter_users
 from tests.support import PETS, RECORD, ScriptedBackend, answer
 
@@ -43,7 +43,23 @@ def test_levels_of_users_worked_out_by_hand(levels: list[int], mean: int, median
     assert [int(difficulty([levels], rule)[0]) for rule in ("mean", "median", "min")] == [mean, median, least]
 
 
-@given(st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1), st.sampled_from(RULES))
+@pytest.mark.parametrize(
+    ("users", "expected"),
+    [
+        ([[1, 1], [1, 2], [2, 2], [2, 3], [3, 3]], [1, 2, 3, 4, 5]),  # means are near, ranks are not
+        ([[2, 4], [3, 3], [1, 5]], [3, 3, 3]),  # equal means, one level: the middle
+        ([[1, 1]] * 4 + [[5, 5]], [3, 3, 3, 3, 5]),  # midranks 0.4 and 0.9
+        ([], []),
+    ],
+)
+def test_quintiles_are_levels_of_equal_count(users: list[list[int]], expected: list[int]) -> None:
+    assert difficulty(np.array(users).reshape(-1, 2), "quintile").tolist() == expected
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1),
+    st.sampled_from([rule for rule in RULES if rule != "quintile"]),
+)
 def test_levels_lie_between_those_of_the_attributes(levels: list[list[int]], rule: Rule) -> None:
     found = difficulty(levels, rule)
     each = np.maximum(levels, 1)
@@ -52,7 +68,7 @@ def test_levels_lie_between_those_of_the_attributes(levels: list[list[int]], rul
 
 
 def test_an_unknown_rule_or_shape_is_one_sentence() -> None:
-    with pytest.raises(InputError, match="unknown rule 'mode': expected one of mean, median, min"):
+    with pytest.raises(InputError, match="unknown rule 'mode': expected one of mean, median, min, quintile"):
         difficulty([[1]], "mode")  # type: ignore[arg-type]
     with pytest.raises(
         InputError, match="unknown shape 'w': expected one of original, uniform, v, lambda, m"
@@ -177,6 +193,24 @@ def test_groups_add_up(users: list[tuple[str | None, bool]]) -> None:
         assert whole == pytest.approx(sum(g.users for g in groups)), "the mean ratio is 1"
 
 
+@pytest.mark.parametrize(
+    ("case", "probability"),
+    [
+        ((0, 2, 2, 4), 1 / 6),
+        ((1, 2, 2, 4), 5 / 6),
+        ((2, 2, 2, 4), 1.0),
+        ((2, 3, 3, 4), 0.75),
+        ((0, 1, 0, 9), 1.0),
+    ],
+)
+def test_the_part_of_chance_worked_out_by_hand(case: tuple[int, int, int, int], probability: float) -> None:
+    """2 of 4 are drawn, 2 of the 4 are the group: none of them 1 time in 6, one of them 4 times in 6.
+
+    Of 3 drawn of 4, three are of the group of 3 one time in 4, and else two.
+    """
+    assert at_most(*case) == pytest.approx(probability)
+
+
 def test_a_filter_that_keeps_all_treats_all_alike() -> None:
     assert {g.ratio for g in audit({"x": ["a", "b", "b"]}, [True] * 3, "voted")} == {1.0}
     assert {g.flagged for g in audit({"x": ["a"] * 30}, [False] * 30, "voted")} == {False}
@@ -267,7 +301,6 @@ def test_the_command_warns_of_groups_that_are_dropped(store: TraceStore, tmp_pat
     result = CliRunner().invoke(app, [*words, "--shape", "v", "--keep", "20"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "20 of 60 users of run r written" in result.output
-    assert "warning: the filter keeps" in result.stderr
-    assert "pet Cat (voted, 20 users)" in result.stderr
+    assert "warning: groups kept less than 0.8 times as often as all: pet Cat (voted, 0.75)" in result.stderr
     kept_all = CliRunner().invoke(app, [*words, "--shape", "original"], catch_exceptions=False)
     assert "warning" not in kept_all.stderr

@@ -12,6 +12,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 # ruff: noqa: E402
+from typer.testing import CliRunner
+
+from cp_agents.cli.app import app
 from cp_agents.cues import assemble_cues
 from cp_agents.errors import InputError
 from cp_agents.profiler import Profiler
@@ -124,6 +127,16 @@ def test_runs_that_are_no_reference_are_refused(student: Path, tmp_path: Path) -
             with store.transaction() as conn:
                 conn.execute(f"update runs set {column} = ? where run_id = ?", (before, run))
         assert load_reference(store, run, student)
+
+
+def test_the_command(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "users.jsonl").write_text(json.dumps(USERS[0]) + "\n", encoding="utf-8")
+    words = ["train", "reference", str(student), "--in", "users.jsonl", "--max-tokens", "16", "--run", "ref"]
+    said = CliRunner().invoke(app, words, catch_exceptions=False).output
+    assert said == (
+        "reference confidence of 1 users in run ref of traces.db; attributes by C_ref 1: 2, 2: 0, 3: 0, 4: 0, 5: 0\n"
+    )
 
 
 def test_bad_input_is_one_sentence(student: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 Level 5 is a user whom the samples agree on, level 1 one whom nobody can tell. What the paper leaves open:
 
 * One level per user comes from one per attribute by `RULES`: mean, median or minimum over the attributes, rounded half
-  up. An attribute without enough answers to vote counts as level 1.
+  up. An attribute without enough answers to vote counts as level 1. Means gather in the middle, so that few users
+  have the levels 1 and 5; `quintile` cuts the mean into five intervals of about equal count, as the calibration
+  does with S, so that a level says where a user stands among the others.
 * The shapes are drawn as icons only. Their target proportions here are `SHAPES`, in percent of levels 1 to 5.
 * Users are drawn without replacement, so that a level with few users bounds the whole: the default is the largest
   subset that has the target proportions. A level without any user is left out and the others share its part.
@@ -25,7 +27,7 @@ from cp_agents.errors import InputError
 from cp_agents.schema import CONFIDENCE_LEVELS
 
 Shape = Literal["original", "uniform", "v", "lambda", "m"]
-Rule = Literal["mean", "median", "min"]
+Rule = Literal["mean", "median", "min", "quintile"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 SHAPES: dict[Shape, tuple[int, int, int, int, int] | None] = {
@@ -47,7 +49,7 @@ def difficulty(levels: ArrayLike, rule: Rule = "mean") -> LevelArray:
     Raises `InputError` for an unknown rule.
     """
     each = np.maximum(np.asarray(levels, dtype=float), 1)
-    if rule == "mean":
+    if rule in ("mean", "quintile"):
         found = each.mean(axis=1)
     elif rule == "median":
         found = np.median(each, axis=1)
@@ -55,8 +57,18 @@ def difficulty(levels: ArrayLike, rule: Rule = "mean") -> LevelArray:
         found = each.min(axis=1)
     else:
         raise InputError(f"unknown rule {rule!r}: expected one of {', '.join(RULES)}")
-    # Means of small whole numbers: nine decimals keep 2.5 from becoming 2.4999...
-    return np.clip(np.floor(np.round(found, 9) + 0.5), 1, _LEVELS).astype(np.int64)
+    found = np.round(found, 9)  # means of small whole numbers: this keeps 2.5 from becoming 2.4999...
+    if rule == "quintile":
+        return _quintiles(found)
+    return np.clip(np.floor(found + 0.5), 1, _LEVELS).astype(np.int64)
+
+
+def _quintiles(found: NDArray[np.float64]) -> LevelArray:
+    """1 + floor(5 * midrank), as in `cp_agents.calibration`: ties have one level."""
+    _, inverse, counts = np.unique(found, return_inverse=True, return_counts=True)
+    double_midrank = 2 * (np.cumsum(counts) - counts) + counts
+    levels: LevelArray = 1 + 5 * double_midrank // (2 * max(len(found), 1))
+    return levels[inverse]
 
 
 def histogram(found: ArrayLike) -> LevelArray:
@@ -120,7 +132,7 @@ def choose(
     levels = np.asarray(found, dtype=np.int64)
     chosen = np.zeros(len(levels), dtype=bool)
     for level, quota in zip(CONFIDENCE_LEVELS, quotas(histogram(levels), shape, keep), strict=True):
-        members = sorted(np.flatnonzero(levels == level), key=lambda i: user_ids[i])
+        members = sorted(np.flatnonzero(levels == level).tolist(), key=lambda i: user_ids[i])
         order = np.random.default_rng([seed, level]).permutation(len(members))
         chosen[[members[i] for i in order[:quota]]] = True
     return chosen

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 LIMIT = 0.8
 """Least ratio of a group's kept share to that of all: the four-fifths rule of employment law."""
@@ -36,6 +36,8 @@ class Group:
     """share / overall; 1 where nobody is kept at all."""
     difference: float
     """share - overall."""
+    chance: float
+    """Probability that as few would be kept if as many users were kept blindly (hypergeometric)."""
     flagged: bool
     """Whether the ratio is below the limit in a group that is large enough to judge."""
 
@@ -59,6 +61,7 @@ def audit(
         if not known.any():
             continue
         overall = float(chosen[known].mean())
+        whole, kept_of_all = int(known.sum()), int(chosen[known].sum())
         names = np.array([tag or "" for tag in of_users], dtype=object)
         for tag in sorted({tag for tag in of_users if tag is not None}):
             members = chosen[known & (names == tag)]
@@ -75,7 +78,23 @@ def audit(
                     overall=overall,
                     ratio=ratio,
                     difference=share - overall,
+                    chance=at_most(int(members.sum()), len(members), kept_of_all, whole),
                     flagged=len(members) >= min_users and ratio < limit,
                 )
             )
     return sorted(groups, key=lambda g: (not g.flagged, g.ratio, g.source, g.attribute, g.tag))
+
+
+def at_most(kept: int, members: int, kept_of_all: int, users: int) -> float:
+    """P(X <= kept) where `kept_of_all` of `users` are drawn blindly and `members` of them are the group."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, users + 1)))])
+
+    def log_choose(n: int, k: NDArray[np.int64] | int) -> NDArray[np.float64]:
+        return np.asarray(logs[n] - logs[k] - logs[n - np.asarray(k)])
+
+    least = max(0, kept_of_all - (users - members))
+    k = np.arange(least, kept + 1)
+    log_p = (
+        log_choose(members, k) + log_choose(users - members, kept_of_all - k) - log_choose(users, kept_of_all)
+    )
+    return float(min(1.0, np.exp(log_p).sum()))

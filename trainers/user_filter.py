@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,7 +52,7 @@ class Filtered:
     groups: list[Group]
     """Under the chosen shape, see `cp_agents.trainers.fairness.audit`."""
     shapes: dict[Shape, dict[str, Any]]
-    """For every shape without a number to keep: users kept, and the groups that it would put at a disadvantage."""
+    """For every shape, asked for as many users: those kept, and the groups that it would put at a disadvantage."""
 
     @property
     def flagged(self) -> list[Group]:
@@ -117,7 +117,7 @@ def filter_users(
         after=histogram(found[kept]).tolist(),
         groups=groups(kept),
         shapes={
-            other: _of_shape(other, choose(users.user_ids, found, other, seed=seed), groups)
+            other: _of_shape(choose(users.user_ids, found, other, seed=seed, keep=keep), groups)
             for other in SHAPES
         },
     )
@@ -137,7 +137,7 @@ def filter_users(
     return result
 
 
-def _of_shape(shape: Shape, kept: NDArray[np.bool_], groups: Any) -> dict[str, Any]:
+def _of_shape(kept: NDArray[np.bool_], groups: Callable[[NDArray[np.bool_]], list[Group]]) -> dict[str, Any]:
     flagged = [g for g in groups(kept) if g.flagged]
     return {
         "kept": int(kept.sum()),

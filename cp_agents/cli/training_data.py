@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cp_agents.trainers.user_filter import Filtered
 
 _SHOWN = 15
+_FEW = 0.25
 
 
 def filter_users(
@@ -26,7 +27,10 @@ def filter_users(
         str, typer.Option("--shape", help="original, uniform, v, lambda or m: the levels' proportions.")
     ] = "m",
     rule: Annotated[
-        str, typer.Option("--rule", help="One level per user from its attributes': mean, median or min.")
+        str,
+        typer.Option(
+            "--rule", help="One level per user from its attributes': mean, median, min or quintile."
+        ),
     ] = "mean",
     seed: Annotated[int, typer.Option("--seed", help="Which users of a level are kept.")] = 0,
     keep: Annotated[
@@ -65,12 +69,16 @@ def filter_users(
     typer.echo(
         f"{sum(result.after):,} of {sum(result.before):,} users of run {result.run_id} written to {out}"
     )
-    for group in result.flagged:
+    if sum(result.after) < _FEW * sum(result.before):
         typer.echo(
-            f"warning: the filter keeps {group.share:.1%} of {group.attribute} {group.tag} ({group.source},"
-            f" {group.users:,} users) and {group.overall:.1%} of all: {group.ratio:.2f} times as often",
+            "note: few users fit the shape, because a level has few of them: --rule quintile makes levels of equal"
+            " size, and --keep N keeps N users as near to the shape as the levels allow",
             err=True,
         )
+    if flagged := result.flagged:
+        worst = ", ".join(f"{g.attribute} {g.tag} ({g.source}, {g.ratio:.2f})" for g in flagged[:5])
+        more = f" and {len(flagged) - 5} more" if len(flagged) > 5 else ""
+        typer.echo(f"warning: groups kept less than {limit:g} times as often as all: {worst}{more}", err=True)
 
 
 def _show(result: Filtered) -> None:
@@ -89,7 +97,7 @@ def _show(result: Filtered) -> None:
         levels.add_row(str(level), f"{before:,}", f"{after:,}", f"{after / sum(result.after):.1%}")
     console.print(levels)
     groups = Table(title="who is dropped: groups kept least often", title_justify="left")
-    for name in ("group", "by", "users", "kept", "share", "all", "ratio", "difference"):
+    for name in ("group", "by", "users", "kept", "share", "all", "ratio", "difference", "by chance"):
         groups.add_column(name, justify="left" if name in ("group", "by") else "right")
     for group in result.groups[:_SHOWN]:
         mark = "  !" if group.flagged else ""
@@ -102,14 +110,17 @@ def _show(result: Filtered) -> None:
             f"{group.overall:.1%}",
             f"{group.ratio:.2f}{mark}",
             f"{group.difference:+.1%}",
+            f"{group.chance:.3f}",
         )
     console.print(groups)
-    shapes = Table(title="the shapes, each at its largest", title_justify="left")
-    for name in ("shape", "users", "groups beyond the limit"):
-        shapes.add_column(name, justify="right" if name == "users" else "left", overflow="fold")
+    shapes = Table(title="groups beyond the limit in every shape", title_justify="left")
+    for name in ("shape", "users", "groups", "worst"):
+        shapes.add_column(name, justify="left" if name in ("shape", "worst") else "right")
     for shape, found in result.shapes.items():
-        flagged = ", ".join(f"{g['attribute']} {g['tag']} ({g['ratio']:.2f})" for g in found["flagged"])
-        shapes.add_row(shape, f"{found['kept']:,}", escape(flagged or "none"))
+        named = "".join(
+            f"{g['attribute']}: {g['tag']} ({g['source']}, {g['ratio']:.2f})" for g in found["flagged"][:1]
+        )
+        shapes.add_row(shape, f"{found['kept']:,}", str(len(found["flagged"])), escape(named))
     console.print(shapes)
 
 
