@@ -42,15 +42,15 @@ test-light: ## run the tests that do without torch, in .venv-light
 # vLLM brings its own torch, 3.5 GB in all, so it has an environment of its own. The three packages that go do not fit
 # the CPU's torch. The thread settings are for two cores that other programs use as well.
 VLLM_VENV ?= .venv-vllm
-VLLM_ENV = VLLM_CPU_KVCACHE_SPACE=2 VLLM_CPU_OMP_THREADS_BIND=0-1 KMP_BLOCKTIME=0 VLLM_HOST_IP=127.0.0.1 \
-	LD_PRELOAD=$(CURDIR)/$(VLLM_VENV)/lib/libiomp5.so
+VLLM_ENV = VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0-1 KMP_BLOCKTIME=0 VLLM_HOST_IP=127.0.0.1 \
+	LD_PRELOAD=$(abspath $(VLLM_VENV))/lib/libiomp5.so
 
-$(VLLM_VENV)/.ready: tests/vllm/requirements.txt pyproject.toml
-	@echo "setting up $(VLLM_VENV), 3.5 GB ..."
-	@$(PYTHON) -m venv $(VLLM_VENV)
-	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/vllm/requirements.txt -e .
-	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	@touch $@
+# What was installed is noted by content and not by date, so that a fresh checkout can use an environment that is there.
+$(VLLM_VENV)/.ready: tests/vllm/requirements.txt
+	@cmp -s $< $@ || { echo "setting up $(VLLM_VENV), 3.5 GB ..." && $(PYTHON) -m venv $(VLLM_VENV) && \
+		$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< -e . && \
+		$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; }
+	@cp $< $@
 
 test-vllm: $(VLLM_VENV)/.ready ## run the tests that need vLLM, on the CPU
 	@$(VLLM_ENV) CP_AGENTS_TEST_VLLM=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm --durations=5

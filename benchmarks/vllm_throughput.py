@@ -1,13 +1,14 @@
 """Tokens a second through the graph, beside the same prompts sent straight to vLLM, in one run on one engine.
 
-    python benchmarks/vllm_throughput.py MODEL[+ADAPTER] [--records 2] [--samples 10] [--rounds 5]
+    python benchmarks/vllm_throughput.py MODEL[+ADAPTER] [--records 2] [--samples 10] [--rounds 5] [--minutes 6]
 
 Straight: all prompts at once into vLLM's own `AsyncLLM`, M samples each, the texts thrown away. Through the graph:
 `Profiler.profile_many` with the vllm backend, every sample parsed, grounded and stored, all attributes voted on. Both
-are constrained to the wire format, so that the graph has real answers to work on. The two take turns, each begins with
-an empty prefix cache, and the ratio is the median over neighbours in time, because the machine is shared with the
-engine's processes and with others. "own CPU" is what this process used, the engine's not counted: the graph can cost
-no more than the difference. Prompt tokens are counted by vLLM (`vllm:prompt_tokens_by_source`).
+are constrained to the wire format, so that the graph has real answers to work on. The two take turns and each begins
+with an empty prefix cache. On a machine that others use as well the clock says little, so two ratios are shown: answer
+tokens by second, the median over neighbours in time, and by second of processor time, of this process and the engine's
+together, over all rounds. "own" is this process alone, in which all of the graph's work is. Prompt tokens are counted
+by vLLM (`vllm:prompt_tokens_by_source`).
 """
 
 from __future__ import annotations
@@ -44,8 +45,19 @@ class Round(NamedTuple):
     """Tokens of all answers."""
     computed: int
     """Prompt tokens that went through the model."""
+    own: float
+    """Seconds of processor time of this process."""
     cpu: float
-    """Seconds that this process computed."""
+    """The same with the engine's processes."""
+
+
+def cpu_times() -> tuple[float, float]:
+    """Processor seconds so far: of this process, and with those of the engine."""
+    import psutil
+
+    this = psutil.Process()
+    used = [sum(one.cpu_times()[:2]) for one in (this, *this.children(recursive=True))]
+    return used[0], sum(used)
 
 
 def counted() -> Counter[str]:
@@ -59,8 +71,10 @@ def counted() -> Counter[str]:
     return found
 
 
-async def straight(backend: VllmBackend, messages: list[Any], args: argparse.Namespace, regex: str) -> int:
-    """Tokens that vLLM wrote to the prompts."""
+async def straight(
+    backend: VllmBackend, messages: list[Any], args: argparse.Namespace, regex: str, most: int | None = None
+) -> int:
+    """Tokens that vLLM wrote to the prompts, `most` to each sample."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -72,7 +86,7 @@ async def straight(backend: VllmBackend, messages: list[Any], args: argparse.Nam
             params = SamplingParams(
                 n=args.samples,
                 top_p=TOP_P,
-                max_tokens=args.max_tokens,
+                max_tokens=most or args.max_tokens,
                 structured_outputs=StructuredOutputsParams(regex=regex),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
@@ -104,20 +118,24 @@ async def measure(args: argparse.Namespace) -> None:
     )
     users = records(args.records)
     messages = prompts(users)
-    await straight(backend, messages[:1], args, regex)  # everything is compiled and loaded
+    await straight(backend, messages[:1], args, regex, most=8)  # everything is compiled and loaded
     rounds: dict[str, list[Round]] = {"straight": [], "graph": []}
+    end = time.perf_counter() + 60 * args.minutes
     for number in range(args.rounds):
+        if number and time.perf_counter() > end:
+            break
         order = ("straight", "graph") if number % 2 == 0 else ("graph", "straight")
         for way in order:
             await backend.on_engine(lambda llm: llm.reset_prefix_cache())
-            before, started, cpu = counted(), time.perf_counter(), time.process_time()
+            before, used, started = counted(), cpu_times(), time.perf_counter()
             if way == "straight":
                 written = await straight(backend, messages, args, regex)
             else:
                 written = await through_graph(backend, users, args)
-            seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+            seconds = time.perf_counter() - started
+            own, cpu = (now - then for now, then in zip(cpu_times(), used, strict=True))
             computed = (counted() - before)["local_compute"]
-            rounds[way].append(Round(seconds, written, computed, cpu))
+            rounds[way].append(Round(seconds, written, computed, own, cpu))
             print(f"{number + 1} {way}: {written} tokens in {seconds:.1f} s", file=sys.stderr, flush=True)
 
     async def length(llm: Any) -> int:
@@ -133,25 +151,26 @@ async def measure(args: argparse.Namespace) -> None:
 
 
 def show(rounds: dict[str, list[Round]], prompt_tokens: int, args: argparse.Namespace) -> None:
-    table = Table("way", "answer tokens/s, by round", "own CPU s", "prompt tokens computed", "of", "share")
+    per_cpu = {way: sum(r.written for r in of) / sum(r.cpu for r in of) for way, of in rounds.items()}
+    table = Table(
+        "way", "answer tokens/s, by round", "per CPU s", "CPU s", "own", "prompt tokens computed", "of"
+    )
     for way, found in rounds.items():
-        computed = sum(r.computed for r in found) / len(found)
         table.add_row(
             way,
             ", ".join(f"{r.written / r.seconds:.0f}" for r in found),
-            f"{median(r.cpu for r in found):.2f}",
-            f"{computed:,.0f}",
+            f"{per_cpu[way]:.1f}",
+            f"{median(r.cpu for r in found):.1f}",
+            f"{median(r.own for r in found):.2f}",
+            f"{median(r.computed for r in found):,.0f}",
             f"{prompt_tokens:,}",
-            f"{computed / prompt_tokens:.2f}",
         )
     console = Console(width=110)
     console.print(table)
     pairs = zip(rounds["graph"], rounds["straight"], strict=True)
-    ratio = median((g.written / g.seconds) / (s.written / s.seconds) for g, s in pairs)
-    seconds = median(r.seconds for r in rounds["straight"])
-    extra = median(r.cpu for r in rounds["graph"]) - median(r.cpu for r in rounds["straight"])
-    least = seconds / (seconds + max(0.0, extra))
-    console.print(f"graph / straight = {ratio:.3f} by the clock, {least:.3f} or more by CPU time")
+    by_clock = median((g.written / g.seconds) / (s.written / s.seconds) for g, s in pairs)
+    by_cpu = per_cpu["graph"] / per_cpu["straight"]
+    console.print(f"graph / straight = {by_clock:.3f} by the clock, {by_cpu:.3f} by processor time")
     console.print(
         f"{args.records} records x {args.samples} samples; 'of': every prompt's tokens, counted once"
     )
@@ -165,6 +184,7 @@ if __name__ == "__main__":
     parser.add_argument("--records", type=int, default=2)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=6.0, help="no round begins after these")
     parser.add_argument("--max-tokens", type=int, default=600)
     parser.add_argument("--evidence-chars", type=int, default=24)
     asyncio.run(measure(parser.parse_args()))

@@ -306,6 +306,8 @@ class LoopbackServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.method == "GET" and request.path == "/v1/models":
             return web.json_response({"object": "list", "data": [{"id": self.config.model or "loopback"}]})
+        if request.method == "GET" and request.path == "/health":  # as vLLM servers have it
+            return web.Response()
         if request.method != "POST" or request.path != "/v1/chat/completions":
             return web.json_response(error_body("no such route"), status=404)
         raw = await request.read()

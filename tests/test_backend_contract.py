@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 import sqlite3
@@ -37,6 +38,7 @@ from cp_agents.backends.langchain import from_langchain
 from cp_agents.backends.lexicon import LexiconBackend
 from cp_agents.backends.openai import OpenAIBackend
 from cp_agents.backends.replay import ReplayBackend
+from cp_agents.backends.vllm_server import VllmServerBackend
 from cp_agents.cues import assemble_cues
 from cp_agents.errors import BackendError, CpAgentsError, ErrorType
 from cp_agents.graph import Fanout
@@ -176,6 +178,17 @@ async def _(stack: AsyncExitStack, it: Situation) -> Backend:
     return await openai(stack, it, honour_n=False)
 
 
+@kind("vllm-server", *Mood, http=True)
+async def _(stack: AsyncExitStack, it: Situation) -> Backend:
+    server = await endpoint(stack, it)
+    # It waits for the server, so it cannot be made on the server's loop.
+    backend = await asyncio.to_thread(
+        VllmServerBackend, server.url, TAXONOMY, api_key=KEY, timeout_s=it.timeout_s
+    )
+    stack.push_async_callback(backend.aclose)
+    return backend
+
+
 @kind("langchain over HTTP", *Mood, http=True)
 async def _(stack: AsyncExitStack, it: Situation) -> Backend:
     server = await endpoint(stack, it)
@@ -278,6 +291,35 @@ async def _(stack: AsyncExitStack, it: Situation) -> Backend:
     # The same name, with other weights in it.
     adapter = shutil.copytree(made, it.folder / "adapter", dirs_exist_ok=True)
     backend = TransformersBackend(f"{base}+{adapter}", dtype="float32", device="cpu")
+    stack.push_async_callback(backend.aclose)
+    return backend
+
+
+def only_with_vllm() -> None:
+    if os.environ.get("CP_AGENTS_TEST_VLLM") != "1":
+        pytest.skip("it takes vLLM and minutes: make test-vllm")
+
+
+@kind("vllm for real", Mood.WELL, Mood.CUT, quotes=False, taxonomy=PETS)
+async def _(stack: AsyncExitStack, it: Situation) -> Backend:
+    only_with_vllm()
+    from tests.vllm.serving import engine
+
+    backend = engine(it.shared / "vllm", it.version)
+    if it.version:  # two engines are enough
+        stack.push_async_callback(backend.aclose)
+    return backend
+
+
+@kind("vllm-server for real", Mood.WELL, Mood.CUT, quotes=False, taxonomy=PETS)
+async def _(stack: AsyncExitStack, it: Situation) -> Backend:
+    only_with_vllm()
+    from tests.vllm.serving import adapter_in, server_url
+
+    adapter = str(adapter_in(it.folder, it.version))
+    backend = await asyncio.to_thread(
+        VllmServerBackend, server_url(), PETS, adapter=adapter, options={"wait": 180}
+    )
     stack.push_async_callback(backend.aclose)
     return backend
 

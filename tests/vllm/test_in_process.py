@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -21,8 +22,9 @@ from cp_agents.prompts.render import load_prompt
 from cp_agents.schema import Completion, Outcome
 from cp_agents.taxonomy import load_taxonomy
 from tests.support import PETS, RECORD
-from tests.vllm.conftest import COMPUTED, QUICK, SMALL, Models, ask
+from tests.vllm.conftest import QUICK, SMALL, ask
 from tests.vllm.make_model import write_adapter
+from tests.vllm.serving import COMPUTED, Models
 
 CUES = "[posted]\n- my cat sleeps all day\n- the flat is small\n[self_reported]\n- pet: dog"
 BLOCK = 32
@@ -47,6 +49,11 @@ def backend(models: Models) -> Iterator[VllmBackend]:
     run_sync(backend.aclose())
 
 
+async def unfinished(llm: Any) -> int:
+    """Requests that the engine is working on."""
+    return int(llm.get_num_unfinished_requests())
+
+
 async def drawn(backend: VllmBackend, *args: object, **settings: float) -> dict[int, Completion]:
     return {c.index: c async for c in backend.sample(ask(*args, **settings))}  # type: ignore[arg-type]
 
@@ -55,6 +62,12 @@ def computed() -> int:
     from vllm.v1.metrics.reader import get_metrics_snapshot
 
     return sum(m.value for m in get_metrics_snapshot() if m.labels.get("source") == COMPUTED)
+
+
+def test_what_it_can_do(backend: VllmBackend) -> None:
+    can = backend.capabilities
+    assert (can.n, can.logprobs) == (True, True)
+    assert not can.seed, "rounding depends on the batch"
 
 
 async def test_ten_samples_land_one_by_one_and_all_parse(backend: VllmBackend) -> None:
@@ -157,10 +170,6 @@ async def test_leaving_early_aborts_what_is_in_flight(backend: VllmBackend) -> N
     async for _ in stream:
         break
     await stream.aclose()  # type: ignore[attr-defined]
-
-    async def unfinished(llm: Any) -> int:
-        return int(llm.get_num_unfinished_requests())
-
     for _ in range(200):
         if not await backend.on_engine(unfinished):
             return
@@ -179,6 +188,21 @@ async def test_a_request_that_vllm_refuses_is_a_typed_failure(backend: VllmBacke
     assert "top_p" in (failed[0].error_message or "")
 
 
+async def test_an_engine_that_dies_ends_the_run_and_can_be_started_again(backend: VllmBackend) -> None:
+    drawing = asyncio.create_task(drawn(backend, CUES, max_tokens=3000))
+    for _ in range(600):
+        if await backend.on_engine(unfinished):
+            break
+        await asyncio.sleep(0.05)
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(BackendError, match="vLLM's engine has died") as caught:
+        await drawing
+    assert caught.value.error_type.is_fatal
+    await backend.aclose()
+    assert sorted(await drawn(backend, CUES, 0, max_tokens=5)) == [0]
+
+
 async def test_an_adapter_answers_differently_and_its_weights_are_its_identity(
     models: Models, backend: VllmBackend, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -190,8 +214,10 @@ async def test_an_adapter_answers_differently_and_its_weights_are_its_identity(
     try:
         base = await drawn(backend, CUES, 0, 1, 2)
         adapted = await drawn(with_adapter, CUES, 0, 1, 2)
+        processes = len(multiprocessing.active_children())
     finally:
         await with_adapter.aclose()
+    assert len(multiprocessing.active_children()) == processes - 1, "the engine has ended"
     for completion in adapted.values():
         assert parse_completion(completion, PETS).outcome is Outcome.OK
     assert [base[i].text for i in range(3)] != [adapted[i].text for i in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from cp_agents import Profiler
 from cp_agents.backends.registry import BackendOptions, resolve_backend
 from cp_agents.backends.vllm_server import VllmServer, VllmServerBackend
 from cp_agents.backends.wire_grammar import wire_regex
-from cp_agents.errors import BackendError, InputError
+from cp_agents.errors import BackendError, ErrorType, InputError
 from cp_agents.parsing import parse_completion
 from cp_agents.schema import Completion, Outcome
 from tests.support import PETS, RECORD
-from tests.vllm.conftest import QUICK, Models, ask, computed
+from tests.vllm.conftest import QUICK, ask
 from tests.vllm.make_model import write_adapter
+from tests.vllm.serving import Models, at_work, computed
 
 CUES = "[posted]\n- my cat sleeps all day\n- the flat is small"
 WAIT = "wait=180"
@@ -40,7 +42,7 @@ async def test_ten_constrained_samples_in_one_request_all_parse(server: str, str
     backend = open_backend(f"vllm-server:{server}?{WAIT}&structured={structured}")
     assert backend.identity.kind == "vllm-server"
     assert backend.identity.model == "smollm2"
-    assert backend.capabilities.n
+    assert (backend.capabilities.n, backend.capabilities.logprobs) == (True, True)
     for completion in (await drawn(backend)).values():
         parsed = parse_completion(completion, PETS)
         assert {a.outcome for a in parsed.attributes.values()} == {Outcome.OK}
@@ -65,9 +67,9 @@ async def test_adapters_are_loaded_and_unloaded_while_the_server_runs(
     folder = tmp_path / "adapter"
     shutil.copytree(models.adapter, folder)
     base = open_backend(f"vllm-server:{server}?{WAIT}#smollm2", structured_outputs=SHORT)
+    before = [one.name for one in base.server.models()]
     first = open_backend(f"vllm-server:{server}#smollm2+{folder}", structured_outputs=SHORT)
-    names = [one.name for one in first.server.models()]
-    assert names == ["smollm2", first.identity.model]
+    assert [one.name for one in first.server.models()] == [*before, first.identity.model]
     assert first.identity.model.startswith("adapter-")
     answers = await drawn(first, 0, 1, 2)
     assert {parse_completion(c, PETS).outcome for c in answers.values()} == {Outcome.OK}
@@ -75,16 +77,16 @@ async def test_adapters_are_loaded_and_unloaded_while_the_server_runs(
 
     again = open_backend(f"vllm-server:{server}#smollm2+{folder}", structured_outputs=SHORT)
     assert again.identity == first.identity
-    assert len(again.server.models()) == 2, "it is not loaded twice"
+    assert len(again.server.models()) == len(before) + 1, "it is not loaded twice"
 
     write_adapter(models.base, folder, seed=2)
     retrained = open_backend(f"vllm-server:{server}#+{folder}", structured_outputs=SHORT)
     assert retrained.identity.model != first.identity.model
-    assert len(retrained.server.models()) == 3
+    assert len(retrained.server.models()) == len(before) + 2
 
     for backend in (first, retrained):
         backend.server.unload_adapter(backend.identity.model)
-    assert [one.name for one in base.server.models()] == ["smollm2"]
+    assert [one.name for one in base.server.models()] == before
     with pytest.raises(BackendError, match="could not unload the adapter 'nobody'"):
         base.server.unload_adapter("nobody")
 
@@ -93,3 +95,36 @@ def test_a_model_that_is_not_served(server: str) -> None:
     with pytest.raises(InputError, match="has no model 'gpt': it has smollm2"):
         open_backend(f"vllm-server:{server}?{WAIT}#gpt")
     assert VllmServer(server).version().startswith("0.")
+
+
+async def test_a_prompt_that_is_too_long_is_a_typed_failure_and_says_nothing_of_it(server: str) -> None:
+    backend = open_backend(f"vllm-server:{server}?{WAIT}")
+    failed = [c async for c in backend.sample(ask("[posted]\n" + "- secret words\n" * 1500, 0, 1))]
+    assert [(c.index, c.error_type) for c in failed] == [(i, ErrorType.CONTEXT_LENGTH) for i in (0, 1)]
+    assert "secret" not in (failed[0].error_message or "")
+
+
+async def test_the_same_seeds_give_the_same_samples(server: str) -> None:
+    backend = open_backend(f"vllm-server:{server}?{WAIT}")
+    first, again, others = [await drawn(backend, 0, 1, max_tokens=30, seed=seed) for seed in (3, 3, 300)]
+    assert [c.text for c in first.values()] == [c.text for c in again.values()]
+    assert [c.text for c in first.values()] != [c.text for c in others.values()]
+
+
+async def becomes(server: str, *, busy: bool) -> bool:
+    """Whether the server is at work, or idle, within half a minute."""
+    for _ in range(300):
+        if bool(await asyncio.to_thread(at_work, server)) is busy:
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
+async def test_cancelling_frees_the_server(server: str) -> None:
+    backend = open_backend(f"vllm-server:{server}?{WAIT}")
+    drawing = asyncio.create_task(drawn(backend, max_tokens=3000))
+    assert await becomes(server, busy=True)
+    drawing.cancel()
+    assert await becomes(server, busy=False), "the server goes on without its caller"
+    with pytest.raises(asyncio.CancelledError):
+        await drawing
