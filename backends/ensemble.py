@@ -47,11 +47,6 @@ class EnsembleBackend:
             "ensemble", ",".join(self._samplers), revision=hashlib.sha256(whole.encode()).hexdigest()[:12]
         )
 
-    @property
-    def members(self) -> tuple[Backend, ...]:
-        """Those that share the samples."""
-        return self._members
-
     def __repr__(self) -> str:
         return f"EnsembleBackend({self._identity.model!r})"
 

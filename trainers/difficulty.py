@@ -49,6 +49,7 @@ def difficulty(levels: ArrayLike, rule: Rule = "mean") -> LevelArray:
     Raises `InputError` for an unknown rule.
     """
     each = np.maximum(np.asarray(levels, dtype=float), 1)
+    found: NDArray[np.float64]
     if rule in ("mean", "quintile"):
         found = each.mean(axis=1)
     elif rule == "median":
