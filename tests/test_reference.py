@@ -22,7 +22,7 @@ from cp_agents.schema import Completion, UserRecord
 from cp_agents.stores.forget import forget
 from cp_agents.stores.students import promote, register
 from cp_agents.stores.traces import TraceStore
-from cp_agents.trainers.reference import load_reference, run_reference
+from cp_agents.trainers.reference import load_reference, read_users, run_reference
 from cp_agents.wire import WireAnswer, write_answer
 from tests.student_models import make_adapter_student, make_student
 from tests.support import PETS, RECORD, ScriptedBackend, answer
@@ -137,6 +137,22 @@ def test_the_command(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert said == (
         "reference confidence of 1 users in run ref of traces.db; attributes by C_ref 1: 2, 2: 0, 3: 0, 4: 0, 5: 0\n"
     )
+
+
+def test_only_the_users_that_a_filter_kept(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text(
+        '{"user_id": "u2", "difficulty": 2}\n{"user_id": "u0", "difficulty": 4}\n', encoding="utf-8"
+    )
+    assert [user["user_id"] for user in read_users(USERS, kept)] == ["u0", "u2"]
+    for text, says in (
+        ('{"user_id": "u9"}', "1 of the 1 users of .* have no record, 'u9' the first"),
+        ('{"user": "u9"}', 'line 1: the record has no "user_id"'),
+        ("", "names no users"),
+    ):
+        kept.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=says):
+            read_users(USERS, kept)
 
 
 def test_bad_input_is_one_sentence(student: Path, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from typing import Any, TypedDict
 from cp_agents.backends.hf_files import find_model
 from cp_agents.background import run_sync
 from cp_agents.errors import InputError
-from cp_agents.files import BadLine, read_records
+from cp_agents.files import BadLine, parse_line, raw_lines, read_records
 from cp_agents.profiler import Profiler
-from cp_agents.runner import BatchReport
+from cp_agents.runner import BatchReport, StoredRecord
+from cp_agents.schema import read_user_id
 from cp_agents.stores.student_card import StudentCard, check_whole, read_card
 from cp_agents.stores.students import check_base, model_of, trained_prompt
 from cp_agents.stores.students import student as find_student
@@ -45,7 +46,7 @@ class ReferenceRow(TypedDict):
 def run_reference(
     store: str | Path | TraceStore,
     student: str | Path,
-    users: str | Path | Iterable[Mapping[str, Any]],
+    users: str | Path | Iterable[Mapping[str, Any] | StoredRecord],
     *,
     run: str | None = None,
     temperature: float = 0.0,
@@ -58,7 +59,7 @@ def run_reference(
 ) -> str:
     """Let the student answer once for every user; the run's id. The same call goes on where an earlier one stopped.
 
-    `student` is a model folder, or a registered NAME or NAME@ID; `users` are records or a JSONL file of them;
+    `student` is a model folder, or a registered NAME or NAME@ID; `users` are records, a JSONL file of them or `stored_records`;
     `backend_options` are those of the transformers backend (device, dtype, max_rows). Raises `InputError` for users
     that cannot be read and for a student whose files or prompt are not as they were.
     """
@@ -171,15 +172,47 @@ def _folder_of(store: TraceStore, student: str | Path) -> tuple[Path, StudentCar
     return folder, card
 
 
-def read_users(users: str | Path | Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """All users or none: one that cannot be read would be missing from GRPO without a word. Raises `InputError`."""
-    if not isinstance(users, str | Path):
-        return [dict(user) for user in users]
-    records = []
-    for line in read_records(users):
-        if isinstance(line, BadLine):
-            raise InputError(line.message)
-        records.append(line)
-    if not records:
-        raise InputError(f"{users} holds no user records")
-    return records
+def read_users(
+    users: str | Path | Iterable[Mapping[str, Any] | StoredRecord], kept: str | Path | None = None
+) -> list[dict[str, Any] | StoredRecord]:
+    """The records of `users`, and of these only those that the JSONL file `kept` names, as `train filter` writes it.
+
+    All of them or none: one that cannot be read would be missing from GRPO without a word. Raises `InputError`.
+    """
+    records: list[dict[str, Any] | StoredRecord] = []
+    if isinstance(users, str | Path):
+        for line in read_records(users):
+            if isinstance(line, BadLine):
+                raise InputError(line.message)
+            records.append(line)
+        if not records:
+            raise InputError(f"{users} holds no user records")
+    else:
+        records = [user if isinstance(user, StoredRecord) else dict(user) for user in users]
+    if kept is None:
+        return records
+    wanted = _user_ids(Path(kept))
+    if missing := sorted(wanted - {_user_of(record) for record in records}):
+        raise InputError(
+            f"{len(missing)} of the {len(wanted)} users of {kept} have no record, {missing[0]!r} the first"
+        )
+    return [record for record in records if _user_of(record) in wanted]
+
+
+def _user_of(record: Mapping[str, Any] | StoredRecord) -> str:
+    return record.user_id if isinstance(record, StoredRecord) else str(record.get("user_id"))
+
+
+def _user_ids(path: Path) -> set[str]:
+    if not path.is_file():
+        raise InputError(f"no file at {path}")
+    found = set()
+    for number, raw in raw_lines(path):
+        try:
+            line = parse_line(raw)
+            found.add(read_user_id(line.get("user_id") if isinstance(line, dict) else None))
+        except InputError as error:
+            raise InputError(f"{path} line {number}: {error}") from None
+    if not found:
+        raise InputError(f"{path} names no users")
+    return found

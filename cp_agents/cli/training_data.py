@@ -129,6 +129,12 @@ def reference(
         str, typer.Argument(metavar="STUDENT", help="The SFT student's folder, or its NAME or NAME@ID.")
     ],
     in_file: Annotated[Path, typer.Option("--in", help="JSONL, one user record a line.", show_default=False)],
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            "--users", help="Only those of IN that `train filter` kept: its JSONL.", show_default=False
+        ),
+    ] = None,
     store: o.Store = o.DEFAULT_STORE,
     run: Annotated[
         str | None,
@@ -154,7 +160,7 @@ def reference(
     from cp_agents.stores.traces import TraceStore
     from cp_agents.trainers.reference import load_reference, read_users, run_reference
 
-    users = read_users(in_file)
+    users = read_users(in_file, kept)
     where: str | Path = Path(student) if Path(student).is_dir() else student
     with TraceStore(store) as traces, tables.progress(len(users)) as on_record:
         run_id = run_reference(
