@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import ValidationError
 
 from cp_agents.abstention import parse_tau
+from cp_agents.adaptive import Adaptive, check_adaptive
 from cp_agents.backends.base import Backend
 from cp_agents.backends.limits import check_positive
 from cp_agents.backends.registry import BackendOptions, resolve_backend
@@ -23,9 +24,10 @@ from cp_agents.errors import InputError
 from cp_agents.graph import Fanout, ProfilingContext, compile_graph
 from cp_agents.meter import Meter
 from cp_agents.routing import ReviewPolicy
-from cp_agents.runner import BatchReport, profiles_in_order, run_batch
+from cp_agents.runner import BatchReport, StoredRecord, profiles_in_order, run_batch
 from cp_agents.schema import Profile, UserRecord
 from cp_agents.settings import ProfileSettings
+from cp_agents.stores.endpoints import recall
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import Taxonomy, load_taxonomy
 from cp_agents.voting import METHODS, VoteMethod
@@ -56,7 +58,9 @@ class Profiler:
     default English, and for `student:NAME` that of the student, which brings its calibrator too where it has one for
     this vote and none is named. `tau` is one number, `{attribute: number}` or words as on the command line,
     `["3", "age=4"]`. `confidence` is what an answer weighs in the vote (see `cp_agents.confidence`); `logprob` and
-    `combined` have the backend say what it gave each tag. Raises `InputError` for settings that cannot be.
+    `combined` have the backend say what it gave each tag. `adaptive` ("exact" or "bayes", with `adaptive_p` and `wave`)
+    stops drawing a record's samples when its votes are settled (see `cp_agents.adaptive`). Raises `InputError` for
+    settings that cannot be.
     """
 
     def __init__(
@@ -69,6 +73,9 @@ class Profiler:
         language: str | None = None,
         vote: VoteMethod = "weighted",
         confidence: ConfidenceSource = "verbal",
+        adaptive: Adaptive | None = None,
+        adaptive_p: float = 0.95,
+        wave: int = 1,
         tau: float | Mapping[str, float] | Sequence[str] | None = None,
         calibrator: str | Path | Calibrator | None = None,
         review: ReviewPolicy | None = None,
@@ -86,14 +93,20 @@ class Profiler:
         min_survivors: int = 3,
         **backend_options: Any,
     ) -> None:
+        if not isinstance(store, str | Path | TraceStore):
+            raise InputError(f"the store should be a path or a TraceStore, found {type(store).__name__}")
         self.taxonomy = taxonomy if isinstance(taxonomy, Taxonomy) else load_taxonomy(taxonomy)
         if vote not in METHODS:
             raise InputError(f"unknown vote {vote!r}: expected one of {', '.join(METHODS)}")
         check_source(confidence)
+        check_adaptive(adaptive, vote)
         self.settings = _settings(
             samples=check_samples(samples),
             vote=vote,
             confidence=confidence,
+            adaptive=adaptive,
+            adaptive_p=adaptive_p,
+            wave=wave,
             tau=parse_tau(_tau_words(tau), self.taxonomy),
             review=review or ReviewPolicy(),
             temperature=temperature,
@@ -124,6 +137,7 @@ class Profiler:
         elif isinstance(self.backend, StudentBackend):
             self.calibrator = self.backend.calibrator_for(vote, confidence)
         self.store = store if isinstance(store, TraceStore) else TraceStore(store)
+        recall(self.store, self.backend)
         self._fanout: Fanout = fanout
         self._checkpointer = checkpointer
         spec = backend if isinstance(backend, str) else self.backend.identity.sampler
@@ -191,7 +205,7 @@ class Profiler:
 
     async def aprofile_many(
         self,
-        records: Iterable[Mapping[str, Any]],
+        records: Iterable[Mapping[str, Any] | StoredRecord],
         *,
         concurrency: int = 16,
         calibrate: Literal["fit"] | None = "fit",
@@ -200,21 +214,22 @@ class Profiler:
         """Profile many users; their profiles in order, and what the run did.
 
         The run's own votes calibrate it at the end unless the profiler was given a calibrator, or `calibrate`
-        is None. Records that fail are in `report.failed` and have no profile.
+        is None. Records that fail are in `report.failed` and have no profile. `stored_records` of
+        `cp_agents.runner` gives the records of another run of the same store.
         """
-        records = _checked(records)
+        checked = _checked(records)
         report = await run_batch(
             self.context,
-            records,
+            checked,
             concurrency=concurrency,
             calibrator=self.calibrator or calibrate,
             **options,
         )
-        ids = [record["user_id"] for record in records]
+        ids = [r.user_id if isinstance(r, StoredRecord) else r["user_id"] for r in checked]
         return list(profiles_in_order(self.store, self.run_id, ids)), report
 
     def profile_many(
-        self, records: Iterable[Mapping[str, Any]], **options: Any
+        self, records: Iterable[Mapping[str, Any] | StoredRecord], **options: Any
     ) -> tuple[list[Profile], BatchReport]:
         """`aprofile_many` for callers without an event loop."""
         return run_sync(self.aprofile_many(records, **options))
@@ -271,11 +286,14 @@ def _backend_options(**given: Any) -> BackendOptions:
     return BackendOptions(**given)
 
 
-def _checked(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _checked(records: Iterable[Mapping[str, Any] | StoredRecord]) -> list[dict[str, Any] | StoredRecord]:
     """Before anything is sent: every record has an id that no other has. Whatever else is wrong fails alone."""
-    checked: list[dict[str, Any]] = []
+    checked: list[dict[str, Any] | StoredRecord] = []
     seen: dict[str, int] = {}
     for number, record in enumerate(records, 1):
+        if isinstance(record, StoredRecord):
+            checked.append(record)
+            continue
         if not isinstance(record, Mapping):
             raise InputError(f"record {number} should be a mapping, found {type(record).__name__}")
         try:

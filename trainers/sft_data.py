@@ -7,7 +7,7 @@ No torch is needed here, and no model is called: exporting again, with other fil
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,7 @@ def export_sft(
     run_id: str | None,
     folder: str | Path,
     *,
+    users: Collection[str] | None = None,
     language: str | None = None,
     statuses: Iterable[str] | None = None,
     grounded: bool = False,
@@ -75,8 +76,8 @@ def export_sft(
     the attributes that a person reviewed. What is taught of an attribute is the vote and its calibrated confidence
     as `replay` gives them (before tau), or a person's answer with confidence 5; see `sft_rows`.
 
-    `language` is the prompt's, by default the one that the run was sampled with. A row is left out if its record
-    is unfinished, if an attribute has no vote, and if more than `may_fail` of its attributes fail a filter
+    With `users`, only theirs are written. `language` is the prompt's, by default the one that the run was sampled
+    with. A row is left out if its record is unfinished, if an attribute has no vote, and if more than `may_fail` of its attributes fail a filter
     (`SftFilters`); a repeated pair of prompt and completion is kept once. With `reasoning`, what the sample that
     agrees most with the row had thought goes before the answer, and rows without any are left out. `evidence=False`
     leaves the quotations out. Users fall on one side by a hash of their id, so that new users move nobody.
@@ -94,8 +95,9 @@ def export_sft(
         taxonomy = Taxonomy.model_validate_json(run["taxonomy"])
         prompt, spoken = _prompt(taxonomy, run, language)
         export = SftExport(
-            traces, run["run_id"], taxonomy, prompt, filters, reasoning=reasoning, evidence=evidence
-        )
+            traces, run["run_id"], taxonomy, prompt, filters,
+            reasoning=reasoning, evidence=evidence, users=users,
+        )  # fmt: skip
         if not export.finished:
             raise InputError(
                 f"run {run['run_id']} holds no finished record to export: finish it with the command that began it"
@@ -132,8 +134,8 @@ def export_sft(
 def load_sft_data(folder: str | Path) -> SftData:
     """An export, checked against its card.
 
-    Raises `InputError` where the folder holds none, or a file is missing or not as it was written. Lines that
-    `forget` took out are no such change.
+    Raises `InputError` where the folder holds none, a file is missing or not as it was written (lines that `forget`
+    took out are no such change), and where the templates of its prompt have changed: serving would send another one.
     """
     folder = Path(folder)
     if not (folder / CARD).is_file():
@@ -147,6 +149,12 @@ def load_sft_data(folder: str | Path) -> SftData:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(f"{folder / CARD}: not a card of SFT data ({where}: {first['msg']})") from None
     check_seals(folder, card.files)
+    version = load_prompt(card.read_taxonomy(), card.language).version
+    if version != card.prompt_version:
+        raise InputError(
+            f"{folder}: its rows have prompt {card.prompt_version}, and {card.language} is {version} now;"
+            " export it again"
+        )
     return SftData(folder, card)
 
 
@@ -203,7 +211,7 @@ def _source(store: TraceStore, run: Mapping[str, Any], calibrator: str) -> SftSo
         revision=run["revision"],
         samplers=dict(samplers),
         samples=run["samples"],
-        vote=json.loads(run["settings"]).get("vote", "weighted"),
+        vote=json.loads(run["settings"])["vote"],
         calibrator=calibrator,
         prompt_version=run["prompt_version"],
         created_at=run["created_at"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -33,17 +33,19 @@ class SftExport:
 
     def __init__(
         self, store: TraceStore, run_id: str, taxonomy: Taxonomy, prompt: Prompt, filters: SftFilters,
-        *, reasoning: bool, evidence: bool,
+        *, reasoning: bool, evidence: bool, users: Collection[str] | None = None,
     ) -> None:  # fmt: skip
         self._store, self._run_id, self._prompt, self._filters = store, run_id, prompt, filters
         self._reasoning, self._evidence = reasoning, evidence
         self._known: set[bytes] = set()
-        self.records = int(store.rows("select count(*) from records where run_id = ?", (run_id,))[0][0])
         found = store.rows(
-            "select user_id, record_id from records join profiles using (record_id) where run_id = ?",
+            "select user_id, record_id, p.record_id is not null from records left join profiles p using (record_id)"
+            " where run_id = ?",
             (run_id,),
         )
-        self.finished: dict[str, int] = dict(found)
+        found = [row for row in found if users is None or row[0] in users]
+        self.records = len(found)
+        self.finished: dict[str, int] = {user: record_id for user, record_id, done in found if done}
         """Record ids by user."""
         self.calibrator = ""
         self.dropped = dict.fromkeys(sft_rows.REASONS, 0)

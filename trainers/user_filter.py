@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +65,7 @@ def filter_users(
     run_id: str | None,
     out: str | Path,
     *,
+    users: Collection[str] | None = None,
     shape: Shape = "m",
     rule: Rule = "mean",
     seed: int = 0,
@@ -75,6 +76,8 @@ def filter_users(
     plot: bool = True,
 ) -> Filtered:
     """Write the kept users of a run to `out` as JSONL `{"user_id", "difficulty"}`, in the run's order.
+
+    With `users`, only those are looked at.
 
     Beside it lie `OUT.fairness.json` with the audit and, with `plot`, `OUT.png` with the levels before and after.
     Raises `InputError` for settings that cannot be and places that cannot be written, `StoreError` for a run without
@@ -89,17 +92,17 @@ def filter_users(
     if not 0 <= limit <= 1:
         raise InputError(f"the limit of disparity should be between 0 and 1, found {limit}")
     run, taxonomy, _ = stored_run(store, run_id)
-    users = load_users(store, run, taxonomy)
-    found = difficulty(users.levels, rule)
-    kept = choose(users.user_ids, found, shape, seed=seed, keep=keep)
+    there = load_users(store, run, taxonomy, users)
+    found = difficulty(there.levels, rule)
+    kept = choose(there.user_ids, found, shape, seed=seed, keep=keep)
     if not kept.any():
         raise InputError(
             f"no user of run {run} is left in the shape {shape} (users by level: {histogram(found).tolist()}):"
             " say how many to keep"
         )
-    sources: dict[str, Mapping[str, Sequence[str | None]]] = {"voted": users.voted}
+    sources: dict[str, Mapping[str, Sequence[str | None]]] = {"voted": there.voted}
     if gold is not None:
-        sources["gold"] = _gold_tags(gold, users.user_ids, taxonomy, run)
+        sources["gold"] = _gold_tags(gold, there.user_ids, taxonomy, run)
 
     def groups(chosen: NDArray[np.bool_]) -> list[Group]:
         each = (
@@ -112,12 +115,12 @@ def filter_users(
         shape=shape,
         rule=rule,
         seed=seed,
-        calibrators=users.calibrators,
+        calibrators=there.calibrators,
         before=histogram(found).tolist(),
         after=histogram(found[kept]).tolist(),
         groups=groups(kept),
         shapes={
-            other: _of_shape(choose(users.user_ids, found, other, seed=seed, keep=keep), groups)
+            other: _of_shape(choose(there.user_ids, found, other, seed=seed, keep=keep), groups)
             for other in SHAPES
         },
     )
@@ -130,7 +133,7 @@ def filter_users(
         out,
         (
             {"user_id": user, "difficulty": int(level)}
-            for user, level, stays in zip(users.user_ids, found, kept, strict=True)
+            for user, level, stays in zip(there.user_ids, found, kept, strict=True)
             if stays
         ),
     )
@@ -147,9 +150,15 @@ def _of_shape(kept: NDArray[np.bool_], groups: Callable[[NDArray[np.bool_]], lis
     }
 
 
-def load_users(store: TraceStore, run_id: str, taxonomy: Taxonomy) -> Users:
+def load_users(
+    store: TraceStore, run_id: str, taxonomy: Taxonomy, only: Collection[str] | None = None
+) -> Users:
     """The users of a run with votes, in order of arrival. Raises `StoreError` where none has any."""
-    profiles = list(store.profiles(run_id))
+    profiles = [
+        (record_id, profile)
+        for record_id, profile in store.profiles(run_id)
+        if only is None or profile.user_id in only
+    ]
     if not profiles:
         raise StoreError(f"run {run_id} holds no votes to filter by: profile its users to the end first")
     levels = np.zeros((len(profiles), len(taxonomy.names)), np.int64)
