@@ -25,6 +25,7 @@ from cp_agents.backends.hf_files import find_model
 from cp_agents.backends.hf_model import ChatModel
 from cp_agents.errors import InputError
 from cp_agents.exports import seal
+from cp_agents.prompts.render import load_prompt
 from cp_agents.schema import Message
 from cp_agents.trainers.card import CARD, read_card
 from cp_agents.trainers.data_card import SftCard, SftFilters, SftSource
@@ -36,7 +37,7 @@ from cp_agents.wire import WireAnswer, write_answer
 from tests.support import PETS
 from tests.test_transformers_backend import make_model
 
-PROMPT_VERSION = "0123456789ab"
+PROMPT_VERSION = load_prompt(PETS, "en").version
 WORDS = ("naps", "walks", "swims", "garden", "stairs", "tank", "leash", "purrs")
 
 
@@ -343,7 +344,8 @@ def test_a_student_of_another_taxonomy_prompt_or_base_is_refused(
     other = write_data(tmp_path / "other", taxonomy_hash="feedfeedfeed")
     with pytest.raises(InputError, match="another taxonomy"):
         plan_sft(settings(student, other, tmp_path / "x"))
-    other = write_data(tmp_path / "prompt", prompt_version="feedfeedfeed")
+    compact = load_prompt(PETS, "en-compact").version
+    other = write_data(tmp_path / "prompt", language="en-compact", prompt_version=compact)
     with pytest.raises(InputError, match="another prompt"):
         plan_sft(settings(student, other, tmp_path / "x"))
     moved = make_model(tmp_path / "moved", seed=5)

@@ -146,6 +146,7 @@ def test_prompts_are_what_the_teacher_was_asked_and_answers_are_its_votes(
             quoted += len(value.evidence)
     assert quoted > 27
     assert data.card.source.calibrator == next(iter(profiles.values())).calibrator
+    assert data.card.read_taxonomy().hash == taxonomy.hash
     assert data.card.source.samplers == {"lexicon:profilebench": 150}
 
 
@@ -182,6 +183,12 @@ def test_a_prompt_of_ones_own_has_to_be_named(store: TraceStore, out: Path, tmp_
     data = export_sft(store, "r", out, language=str(folder), validation=0)
     assert rows(data)[0]["prompt"][-1]["content"].startswith("Who is this? <record>\n")
     assert data.card.language == str(folder)
+    assert load_sft_data(out) == data
+    (folder / "user.md").write_text("Who can this be? {{record}}")
+    with pytest.raises(
+        InputError, match=r"its rows have prompt \w{12}, and .*mine is \w{12} now; export it again$"
+    ):
+        load_sft_data(out)
 
 
 def test_evidence_is_the_best_agreeing_samples_without_what_it_made_up(store: TraceStore, out: Path) -> None:
@@ -426,6 +433,20 @@ def test_a_loaded_export_is_the_written_one_and_its_card_names_nobody(store: Tra
         assert "user-" not in (out / name).read_text()
         assert "my cat" not in (out / name).read_text()
     assert "| pet | Cat |" in (out / "README.md").read_text()
+
+
+def test_datasets_reads_the_folder_whichever_row_is_reviewed(
+    store: TraceStore, out: Path, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    users = tuple(f"user-{i}" for i in range(10))
+    pets(store, users=users)
+    review(store, "user-9", pet="Dog")
+    export_sft(store, "r", out, validation=0)
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"), chunksize=4000)
+    assert list(loaded) == ["train"]
+    assert loaded["train"]["gold"][:] == [[]] * 9 + [["pet"]]
+    assert loaded["train"][9]["tags"] == {"pet": "Dog", "home": "Flat"}
 
 
 def test_a_changed_or_missing_file_is_refused(store: TraceStore, out: Path) -> None:

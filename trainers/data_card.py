@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict
 
 from cp_agents.exports import Seal
@@ -100,8 +101,33 @@ class SftCard(BaseModel):
 
 
 def readme(card: SftCard) -> str:
-    """The card for people, in Markdown."""
-    return "\n".join(_lines(card)) + "\n"
+    """The card for people, in Markdown, and for the library datasets: `load_dataset(FOLDER)` reads the columns' types.
+
+    Without them it takes the types of the first rows for those of all, and stumbles where a later row is the first
+    that a person reviewed.
+    """
+    front = yaml.safe_dump(_front_matter(card), sort_keys=False)
+    return "\n".join(("---", f"{front}---", *_lines(card))) + "\n"
+
+
+def _front_matter(card: SftCard) -> dict[str, Any]:
+    messages = [{"name": name, "dtype": "string"} for name in ("role", "content")]
+    files = [
+        {"split": name.partition(".")[0], "path": name} for name, sealed in card.files.items() if sealed.rows
+    ]
+    return {
+        "configs": [{"config_name": "default", "data_files": files}],
+        "dataset_info": {
+            "features": [
+                {"name": "user_id", "dtype": "string"},
+                {"name": "prompt", "list": messages},
+                {"name": "completion", "list": [dict(field) for field in messages]},
+                {"name": "tags", "struct": [{"name": n, "dtype": "string"} for n in card.balance]},
+                {"name": "confidence", "struct": [{"name": n, "dtype": "int64"} for n in card.balance]},
+                {"name": "gold", "list": "string"},
+            ]
+        },
+    }
 
 
 def _lines(card: SftCard) -> Iterator[str]:
