@@ -41,12 +41,13 @@ class StudentBackend:
     def __init__(self, student: Student, inner: Backend, calibrator: Calibrator | None = None) -> None:
         self.student = student
         self._calibrator = calibrator
-        self._inner = inner
+        self.inner = inner
+        """What serves it."""
         self._prompt = student.prompt
         self._identity = Identity("student", student.label, revision=inner.identity.revision)
 
     def __repr__(self) -> str:
-        return f"StudentBackend({self.student.label!r}, {self._inner!r})"
+        return f"StudentBackend({self.student.label!r}, {self.inner!r})"
 
     @property
     def identity(self) -> Identity:
@@ -56,7 +57,7 @@ class StudentBackend:
     @property
     def capabilities(self) -> Capabilities:
         """Those of the backend that serves."""
-        return self._inner.capabilities
+        return self.inner.capabilities
 
     async def sample(self, request: SampleRequest) -> AsyncIterator[Completion]:
         """One completion per index. Raises `BackendError`, which ends the run, for a prompt that is not its own."""
@@ -67,7 +68,7 @@ class StudentBackend:
                 f" ({self.student.language}, version {self.student.prompt_version})",
                 ErrorType.NOT_FOUND,
             )
-        async for completion in self._inner.sample(request):
+        async for completion in self.inner.sample(request):
             yield completion.model_copy(update={"sampler": self._identity.sampler})
 
     def calibrator_for(self, vote: VoteMethod, confidence: ConfidenceSource = "verbal") -> Calibrator | None:
@@ -83,7 +84,7 @@ class StudentBackend:
 
     async def aclose(self) -> None:
         """Free the model."""
-        await self._inner.aclose()
+        await self.inner.aclose()
 
 
 def students_in(backend: Backend) -> Iterator[StudentBackend]:

@@ -17,10 +17,13 @@ pytest.importorskip("peft")
 # ruff: noqa: E402
 from typer.testing import CliRunner
 
+from cp_agents.backends import vllm as vllm_module
 from cp_agents.backends.base import SampleRequest
 from cp_agents.backends.ensemble import EnsembleBackend
 from cp_agents.backends.registry import BackendOptions, resolve_backend
+from cp_agents.backends.student import StudentBackend
 from cp_agents.backends.transformers import TransformersBackend
+from cp_agents.backends.vllm import VllmBackend
 from cp_agents.calibration import Calibrator
 from cp_agents.cli.app import app
 from cp_agents.errors import BackendError, CpAgentsError, InputError, StoreError
@@ -29,7 +32,7 @@ from cp_agents.schema import Message
 from cp_agents.stores.student_card import CARD, read_card, weights_hash
 from cp_agents.stores.students import promote, register, student, students
 from cp_agents.stores.traces import TraceStore
-from cp_agents.taxonomy import Taxonomy
+from cp_agents.taxonomy import Taxonomy, load_taxonomy
 from cp_agents.trainers.export import export_student
 from tests.conftest import ROOT
 from tests.student_models import make_adapter_student, make_card, make_student
@@ -250,9 +253,9 @@ def test_an_adapter_is_served_on_its_base(store: TraceStore, folder: Path, tmp_p
     promote(store, "a", register(store, "a", adapter))
     with Profiler(backend="student:a", store=store.path, taxonomy=PETS, **OPTIONS) as profiler:
         profiler.profile(RECORD)
-        [inner] = [profiler.backend._inner]  # type: ignore[attr-defined]
-        assert isinstance(inner, TransformersBackend)
-        assert inner.identity.model == f"{folder}+{adapter}"
+        assert isinstance(profiler.backend, StudentBackend)
+        assert isinstance(profiler.backend.inner, TransformersBackend)
+        assert profiler.backend.inner.identity.model == f"{folder}+{adapter}"
 
 
 def test_the_prompt_follows_the_student_and_any_other_is_refused(store: TraceStore, tmp_path: Path) -> None:
@@ -308,6 +311,25 @@ def test_students_in_an_ensemble_keep_their_prompt(store: TraceStore, folder: Pa
         assert both.prompt.language == "en"
     with pytest.raises(InputError, match="students of one run need the same prompt"):
         Profiler("ensemble:student:s1,student:s2", store.path, taxonomy=PETS, **OPTIONS)
+
+
+def test_vllm_serves_the_same_files(
+    store: TraceStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM itself starts with the first sample: tests/vllm has that."""
+    monkeypatch.setattr(vllm_module, "find_spec", lambda _: True)
+    adapter = make_adapter_student(folder, tmp_path / "adapter")
+    promote(store, "a", register(store, "a", adapter))
+    options = BackendOptions(taxonomy=PETS, store=store)
+    revisions = set()
+    for spec in ("student:a", "student:a?serve=vllm", "student:a?serve=vllm&structured=regex"):
+        backend = resolve_backend(spec, options)
+        assert isinstance(backend, StudentBackend)
+        assert isinstance(backend.inner, VllmBackend) == ("vllm" in spec)
+        assert backend.inner.identity.model == f"{folder}+{adapter}"
+        assert backend.identity.model == student(store, "a").label
+        revisions.add(backend.identity.revision)
+    assert len(revisions) == 3, "the cache tells apart what answers otherwise"
 
 
 @pytest.mark.parametrize(
@@ -451,7 +473,8 @@ def test_plan_shows_the_students_own_prompt(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "users.jsonl").write_text(json.dumps(RECORD) + "\n", encoding="utf-8")
     with TraceStore("traces.db") as store:
-        promote(store, "s1", register(store, "s1", make_student(tmp_path / "m", language="zh")))
+        made = make_student(tmp_path / "m", taxonomy=load_taxonomy(), language="zh")
+        promote(store, "s1", register(store, "s1", made))
     result = CliRunner().invoke(
         app, ["plan", "users.jsonl", "--backend", "student:s1"], catch_exceptions=False
     )

@@ -60,8 +60,9 @@ def run_reference(
     """Let the student answer once for every user; the run's id. The same call goes on where an earlier one stopped.
 
     `student` is a model folder, or a registered NAME or NAME@ID; `users` are records, a JSONL file of them, or
-    `stored_records` of another run; `backend_options` are those of the transformers backend (device, dtype, max_rows). Raises `InputError` for users
-    that cannot be read and for a student whose files or prompt are not as they were.
+    `stored_records` of another run; `backend_options` are those of the transformers backend (device, dtype,
+    max_rows). Raises `InputError` for users that cannot be read and for a student whose files or prompt are not as
+    they were.
     """
     records = read_users(users)
     opened = store if isinstance(store, TraceStore) else TraceStore(store)
