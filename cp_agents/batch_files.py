@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cp_agents.backends.base import Identity, SampleRequest
 from cp_agents.backends.batch_api import ChatLines, read_line
 from cp_agents.backends.openai import OpenAIBackend
-from cp_agents.batch_requests import Landed, enter_records, missing_samples, request_lines
+from cp_agents.batch_requests import Landed, check_all_at_once, enter_records, missing_samples, request_lines
 from cp_agents.errors import InputError
 from cp_agents.files import whole_file
 from cp_agents.graph import ProfilingContext
@@ -68,6 +68,7 @@ def write_requests(
         raise InputError(
             f"{backend.identity.sampler} answers by itself: requests are written for a FileBackend"
         )
+    check_all_at_once(ctx)
     entered = enter_records(ctx, records)
     missing = missing_samples(ctx, entered.ids, {})
     lines = request_lines(ctx, ChatLines(backend, None), missing, n=backend.capabilities.n is True)

@@ -15,7 +15,7 @@ from cp_agents.backends.base import SampleRequest, cache_keys
 from cp_agents.backends.batch_api import ChatLines, Line, read_line
 from cp_agents.backends.chat import CallError, Prompt, successive
 from cp_agents.cues import assemble_cues
-from cp_agents.errors import CpAgentsError, StoreError
+from cp_agents.errors import CpAgentsError, InputError, StoreError
 from cp_agents.schema import Completion, UserRecord
 from cp_agents.stores.batches import BatchRequest
 
@@ -32,6 +32,14 @@ class Entered(NamedTuple):
     ids: list[int]
     failed: dict[str, str]
     """Records that could not be read: user id and why."""
+
+
+def check_all_at_once(ctx: ProfilingContext) -> None:
+    """Raises `InputError` for adaptive sampling: a batch is drawn as a whole."""
+    if ctx.settings.adaptive is not None:
+        raise InputError(
+            "adaptive sampling draws wave by wave and a batch draws all samples at once: choose one of the two"
+        )
 
 
 def enter_records(ctx: ProfilingContext, records: Iterable[Mapping[str, Any]]) -> Entered:

@@ -63,6 +63,7 @@ async def run_by_batches(
     """
     if not isinstance(ctx.backend, OpenAIBackend):
         raise InputError(f"{ctx.backend.identity.sampler} has no batch API: expected an openai:MODEL backend")
+    batch_requests.check_all_at_once(ctx)
     if not 1 <= batch_size <= MAX_REQUESTS:
         raise InputError(f"a batch should have 1 to {MAX_REQUESTS} requests, found {batch_size}")
     run = _Run(ctx, ctx.backend, prices, batch_size, stop or Stop(), say)

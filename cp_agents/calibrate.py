@@ -52,7 +52,7 @@ def fit_run(
         raise StoreError(f"run {run} holds no samples to calibrate on")
     votes = decide.count(ballots, taxonomy, settings.vote)
     if kind == "quintile":
-        fitted = fit_on(votes, taxonomy, settings)
+        fitted = fit_on(votes, ballots.asked, taxonomy, settings)
         if fitted is None:
             raise InputError(f"run {run} has too few records to calibrate on ({len(records)})")
     else:
@@ -61,11 +61,12 @@ def fit_run(
         )
         scores: dict[str, list[float]] = {name: [] for name in taxonomy.names}
         right: dict[str, list[bool]] = {name: [] for name in taxonomy.names}
-        for record, tally in zip(records, decide.tallies_of(votes, taxonomy), strict=True):
+        tallies = decide.tallies_of(votes, taxonomy)
+        for record, tally, asked in zip(records, tallies, ballots.asked.tolist(), strict=True):
             for name, found in tally.items():
                 known = truth.get(record[0], {}).get(name, NA)
                 if found["voted"] not in (None, NA) and known != NA:
-                    scores[name].append(found["score"])
+                    scores[name].append(found["score"] * settings.samples / asked)
                     right[name].append(found["voted"] == known)
         fitted = Calibrator.fit(
             {k: np.array(v) for k, v in scores.items()},

@@ -23,6 +23,8 @@ from cp_agents.stores.traces import RecordRow, VoteRow, unpack_evidence
 from cp_agents.taxonomy import Taxonomy
 from cp_agents.voting import VoteMethod, Votes, vote_attributes
 
+_DECIMALS = 6  # of what tallies hold; a calibrator is fitted on the same numbers that it will be given
+
 PredictionRow = tuple[int, str, str, str, int]
 """`(sample_index, sampler, attribute, tag, confidence)` of a usable answer, see the trace store."""
 
@@ -41,6 +43,7 @@ class Tally(TypedDict):
     """Index of the most confident agreeing sample, whose evidence the profile shows; -1 where nobody voted."""
     confidence: NotRequired[int]
     probability: NotRequired[float | None]
+    calibrated: NotRequired[bool]
 
 
 class Ballots(NamedTuple):
@@ -52,12 +55,17 @@ class Ballots(NamedTuple):
     """1..5, or what the answers weigh by another source than the stated one [K, R, M]; 0 where there is none."""
     samplers: NDArray[np.int16]
     """Sampler codes [R, M]."""
+    asked: NDArray[np.int64]
+    """How many of the M samples were asked for [R]: fewer than M where adaptive sampling stopped."""
 
 
 def empty_ballots(taxonomy: Taxonomy, records: int, samples: int) -> Ballots:
     """Ballots in which nobody has voted yet."""
     shape = (len(taxonomy.names), records, samples)
-    return Ballots(np.full(shape, -1, np.int16), np.zeros(shape, np.int16), np.zeros(shape[1:], np.int16))
+    asked = np.full(records, samples, np.int64)
+    return Ballots(
+        np.full(shape, -1, np.int16), np.zeros(shape, np.int16), np.zeros(shape[1:], np.int16), asked
+    )
 
 
 def ballots_of(rows: Iterable[PredictionRow], taxonomy: Taxonomy, samples: int) -> Ballots:
@@ -87,7 +95,7 @@ def weighed(
         if attribute in place and index < probability.shape[2]:
             probability[place[attribute], 0, index] = value
     tags, confidence = weigh(source, ballots.tags, ballots.confidence, probability)
-    return Ballots(tags, confidence, ballots.samplers)
+    return ballots._replace(tags=tags, confidence=confidence)
 
 
 def count(ballots: Ballots, taxonomy: Taxonomy, method: VoteMethod) -> Votes:
@@ -108,10 +116,10 @@ def tallies_of(
         ends = np.cumsum(votes.agreeing[k].sum(axis=1)).tolist()
         columns = zip(
             votes.winner[k].tolist(),
-            np.round(votes.score[k], 6).tolist(),
-            np.round(votes.share[k], 6).tolist(),
+            np.round(votes.score[k], _DECIMALS).tolist(),
+            np.round(votes.share[k], _DECIMALS).tolist(),
             votes.runner_up[k].tolist(),
-            np.round(votes.margin[k], 6).tolist(),
+            np.round(votes.margin[k], _DECIMALS).tolist(),
             votes.survivors[k].tolist(),
             votes.best_sample[k].tolist(),
             [0, *ends[:-1]],
@@ -134,23 +142,48 @@ def tallies_of(
     return tallies
 
 
+def on_scale(samples: int, scores: NDArray[np.floating], asked: NDArray[np.integer]) -> NDArray[np.float64]:
+    """S x M / m `[R]`: what S would have been had the samples that were not asked for been like the others.
+
+    Samples that were asked for and failed are among the m: they count as if they had spoken against.
+    """
+    return np.asarray(np.round(scores, _DECIMALS) * samples / asked, dtype=np.float64)
+
+
 def calibrate(
-    tallies: Sequence[Mapping[str, Tally]], calibrator: Calibrator | None, samples: int
+    tallies: Sequence[Mapping[str, Tally]],
+    calibrator: Calibrator | None,
+    samples: int,
+    asked: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> list[dict[str, Tally]]:
-    """Confidence 1..5 for every score, and a probability where the calibrator gives one."""
+    """Confidence 1..5 for every score, and a probability where the calibrator gives one.
+
+    `asked[R]` says how many of the `samples` M were asked for, all of them by default: what is calibrated is S on
+    the scale of M, see `on_scale`. The tallies keep S as it was counted.
+    """
     done: list[dict[str, Tally]] = [{} for _ in tallies]
     for name in tallies[0] if tallies else ():
         scores = np.array([t[name]["score"] for t in tallies], dtype=np.float64)
+        if asked is not None:
+            scores = on_scale(samples, scores, np.asarray(asked))
         if calibrator is None:
             levels, chances = uncalibrated_levels(scores, samples), None
         else:
             levels = calibrator.transform(name, scores, samples)
             chances = calibrator.probability(name, scores, samples)
+        speaks_of = (
+            calibrator is not None and name in calibrator.attributes and name not in calibrator.uncalibrated
+        )
         for row, level in enumerate(levels.tolist()):
             # A calibrator is fitted on votes for a tag, so it has nothing to say of a vote for NA.
             speaks = chances is not None and tallies[row][name]["voted"] not in (None, NA)
             chance = round(float(chances[row]), 4) if chances is not None and speaks else None
-            done[row][name] = {**tallies[row][name], "confidence": level, "probability": chance}
+            done[row][name] = {
+                **tallies[row][name],
+                "confidence": level,
+                "probability": chance,
+                "calibrated": speaks_of,
+            }
     return done
 
 
@@ -186,6 +219,7 @@ def abstain(
             agreeing=found["agreeing"],
             survivors=found["survivors"],
             probability=found["probability"],
+            calibrated=found["calibrated"],
             reasons=list(decision.reasons),
         )
         if reasons := review_reasons(

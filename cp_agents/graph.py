@@ -2,6 +2,7 @@
 
     assemble_cues -> M x sample -> vote -> calibrate -> abstain -> (review) -> finalize
 
+With adaptive sampling the vote may send the record back for more samples, wave by wave, until it is settled.
 State is plain JSON and small: cue block, samples and raw answers live in the trace store, and the state holds
 the record's id there. Backend, store, taxonomy, prompt, calibrator and settings come through
 `context_schema`, so one compiled graph serves teacher and student; a context given to `build_graph` is the
@@ -21,7 +22,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
 from langgraph.types import Checkpointer, Command, RetryPolicy, Send, interrupt
 
-from cp_agents import decide, sampling
+from cp_agents import adaptive, decide, sampling
 from cp_agents.backends.base import Backend
 from cp_agents.calibration import UNCALIBRATED, Calibrator
 from cp_agents.confidence import check_logprobs
@@ -57,10 +58,12 @@ class ProfilingContext:
     meter: Meter = field(default_factory=Meter)
 
 
-class ProfileInput(TypedDict):
-    """What the graph takes: a user record as it came in."""
+class ProfileInput(TypedDict, total=False):
+    """What the graph takes: a user record as it came in, or one that another run of the store has."""
 
     record: dict[str, Any]
+    stored: int
+    """`record_id` in the store; its cues are taken as they stand there."""
 
 
 class ProfileOutput(TypedDict):
@@ -79,8 +82,10 @@ class ProfileState(TypedDict, total=False):
 
     record: Annotated[dict[str, Any], UntrackedValue]
     """As it came in, not anonymised: never part of a checkpoint's state."""
+    stored: Annotated[int | None, UntrackedValue]
     record_id: int
     asked: int
+    """Samples asked for so far: 0 to `asked` - 1."""
     drawn: Annotated[list[int], _collect]
     tallies: dict[str, Tally]
     attributes: dict[str, dict[str, Any]]
@@ -119,19 +124,26 @@ def build_graph(
 
     def assemble(state: ProfileState, config: RunnableConfig) -> dict[str, Any]:
         ctx = current()
-        record = UserRecord.from_dict(state["record"])
-        cues = assemble_cues(record, token_budget=ctx.settings.token_budget)
+        stored = state.get("stored")
+        if stored is not None:
+            user_id, cues = ctx.store.assembled(stored)
+        else:
+            record = UserRecord.from_dict(state.get("record"))
+            user_id, cues = record.user_id, assemble_cues(record, token_budget=ctx.settings.token_budget)
         thread = config["configurable"].get("thread_id")
-        record_id = ctx.store.put_record(
-            ctx.run_id, record.user_id, cues, None if thread is None else str(thread)
-        )
-        return {"record_id": record_id, "asked": ctx.settings.samples, "drawn": None}
+        record_id = ctx.store.put_record(ctx.run_id, user_id, cues, None if thread is None else str(thread))
+        asked = ctx.settings.samples
+        if (stopping := ctx.settings.stopping) is not None:
+            # What an earlier attempt has drawn is there for nothing.
+            last = max((i for i in ctx.store.samples(record_id) if i < asked), default=-1)
+            asked = max(adaptive.first_wave(_sizes(ctx), stopping), last + 1)
+        return {"record_id": record_id, "asked": asked, "drawn": None}
 
     async def sample(state: ProfileState) -> dict[str, Any]:
         ctx = current()
         write = get_runtime().stream_writer
         drawn = []
-        async for landed in sampling.draw(ctx, state["record_id"], range(ctx.settings.samples)):
+        async for landed in sampling.draw(ctx, state["record_id"], _undrawn(state)):
             write({"sample": landed.index, "outcome": landed.outcome.value})
             drawn.append(landed.index)
         return {"drawn": drawn}
@@ -158,12 +170,15 @@ def build_graph(
 
     def branches(state: ProfileState, _: RunnableConfig) -> list[Send]:
         record_id = state["record_id"]
-        return [
-            Send("sample", SampleBranch(record_id=record_id, sample_index=i)) for i in range(state["asked"])
-        ]
+        return [Send("sample", SampleBranch(record_id=record_id, sample_index=i)) for i in _undrawn(state)]
+
+    def settled(state: ProfileState, config: RunnableConfig) -> str | list[Send]:
+        if not _undrawn(state):
+            return "calibrate"
+        return branches(state, config) if fanout == "send" else "sample"
 
     def vote(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
-        """Equations 3-5 over the surviving samples."""
+        """Equations 3-5 over the surviving samples; with adaptive sampling, perhaps a call for more."""
         ctx = current()
         rows = ctx.store.predictions(state["record_id"])
         ballots = decide.ballots_of(rows, ctx.taxonomy, ctx.settings.samples)
@@ -173,12 +188,20 @@ def build_graph(
                 able = ctx.backend.capabilities.logprobs
                 check_logprobs(ctx.settings.confidence, able, ctx.backend.identity.sampler)
             ballots = decide.weighed(ballots, ctx.settings.confidence, ctx.taxonomy, known)
+        if (stopping := ctx.settings.stopping) is not None:
+            asked = state["asked"]
+            tags, weights = ballots.tags[:, 0, :asked], ballots.confidence[:, 0, :asked]
+            wave = adaptive.next_wave(tags, weights, _sizes(ctx), stopping)
+            if wave.more:
+                return {"asked": asked + wave.more}
+            ctx.store.put_stop(state["record_id"], asked if wave.reason else None, wave.reason)
         votes = decide.count(ballots, ctx.taxonomy, ctx.settings.vote)
         return {"tallies": decide.tallies_of(votes, ctx.taxonomy)[0]}
 
     def calibrate(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         ctx = current()
-        [tallies] = decide.calibrate([state["tallies"]], ctx.calibrator, ctx.settings.samples)
+        asked = [state["asked"]]
+        [tallies] = decide.calibrate([state["tallies"]], ctx.calibrator, ctx.settings.samples, asked)
         return {
             "tallies": tallies,
             "calibrator": ctx.calibrator.label if ctx.calibrator else UNCALIBRATED,
@@ -258,7 +281,7 @@ def build_graph(
     graph.add_node("finalize", Step(finalize))
     graph.add_edge(START, "assemble_cues")
     graph.add_edge("sample", "vote")
-    graph.add_edge("vote", "calibrate")
+    graph.add_conditional_edges("vote", Step(settled), ["sample", "calibrate"])
     graph.add_edge("calibrate", "abstain")
     graph.add_conditional_edges("abstain", Step(needs_review), ["review", "finalize"])
     graph.add_edge("review", "finalize")
@@ -271,6 +294,17 @@ def compile_graph(
 ) -> CompiledStateGraph[ProfileState, ProfilingContext, ProfileInput, ProfileOutput]:
     """`build_graph`, compiled. Without a checkpointer it inherits its parent's when it is embedded."""
     return build_graph(context, fanout=fanout).compile(checkpointer=checkpointer, name="profile_user")
+
+
+def _undrawn(state: ProfileState) -> list[int]:
+    """The samples that were asked for and have not landed yet."""
+    drawn = set(state.get("drawn") or ())
+    return [index for index in range(state["asked"]) if index not in drawn]
+
+
+def _sizes(ctx: ProfilingContext) -> list[int]:
+    """How many tags each attribute has, NA among them."""
+    return [len(attribute.names) for attribute in ctx.taxonomy.attributes]
 
 
 def _worth_retrying(error: Exception) -> bool:

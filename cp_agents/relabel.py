@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cp_agents import decide
 from cp_agents.abstention import parse_tau
@@ -57,6 +58,10 @@ def load_ballots(
     )
     record_ids = np.array([record[0] for record in records], np.int64)
     ballots = decide.empty_ballots(taxonomy, len(records), samples)
+    stopped = dict(
+        store.rows("select record_id, asked from records where run_id = ? and asked < ?", (run_id, samples))
+    )
+    ballots.asked[:] = [stopped.get(record[0], samples) for record in records]
     known: dict[str, int] = {}
     with _no_collection():
         for ids, indices, samplers in store.columns(
@@ -95,7 +100,7 @@ def load_ballots(
                     f" are kept, and verbal or agreement can decide them (`replay --confidence`)"
                 )
     tags, weights = weigh(confidence, ballots.tags, ballots.confidence, probability)
-    return records, decide.Ballots(tags, weights, ballots.samplers)
+    return records, ballots._replace(tags=tags, confidence=weights)
 
 
 @contextmanager
@@ -124,7 +129,7 @@ def relabel(
     """
     records, ballots = load_ballots(store, run_id, taxonomy, settings.samples, settings.confidence)
     votes = decide.count(ballots, taxonomy, settings.vote)
-    fitted = fit_on(votes, taxonomy, settings) if calibrator == "fit" else calibrator
+    fitted = fit_on(votes, ballots.asked, taxonomy, settings) if calibrator == "fit" else calibrator
     answers = reviewed(store)
     label = fitted.label if fitted else UNCALIBRATED
 
@@ -132,7 +137,8 @@ def relabel(
         # A part at a time: sixty thousand small dicts at once would keep the garbage collector busy.
         for start in range(0, len(records), _BATCH):
             tallies = decide.tallies_of(votes, taxonomy, start, start + _BATCH)
-            tallies = decide.calibrate(tallies, fitted, settings.samples)
+            asked = ballots.asked[start : start + _BATCH]
+            tallies = decide.calibrate(tallies, fitted, settings.samples, asked)
             part = list(zip(records[start : start + _BATCH], tallies, strict=True))
             found = iter(
                 store.evidence(w for record, t in part for w in decide.wanted_evidence(record[0], t))
@@ -204,12 +210,18 @@ def _own_calibrator(
     return found if same else "fit"
 
 
-def fit_on(votes: Votes, taxonomy: Taxonomy, settings: ProfileSettings) -> Calibrator | None:
-    """Quintiles of S per attribute over the records whose vote is not NA; None when no attribute has enough."""
+def fit_on(
+    votes: Votes, asked: NDArray[np.int64], taxonomy: Taxonomy, settings: ProfileSettings
+) -> Calibrator | None:
+    """Quintiles of S per attribute over the records whose vote is not NA; None when no attribute has enough.
+
+    S is on the scale of M, `asked[R]` as in `decide.Ballots`.
+    """
     scores = {}
     for k, attribute in enumerate(taxonomy.attributes):
         winner = votes.winner[k]
-        scores[attribute.name] = votes.score[k][(winner >= 0) & (winner != attribute.codes[NA])]
+        named = (winner >= 0) & (winner != attribute.codes[NA])
+        scores[attribute.name] = decide.on_scale(settings.samples, votes.score[k][named], asked[named])
     fitted = Calibrator.fit(
         scores,
         samples=settings.samples,

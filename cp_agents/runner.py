@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cp_agents import decide
 from cp_agents.calibration import Calibrator
@@ -17,7 +17,9 @@ from cp_agents.graph import Fanout, ProfilingContext, compile_graph
 from cp_agents.meter import Meter
 from cp_agents.relabel import Decided, relabel
 from cp_agents.schema import Profile, Status, UserRecord
+from cp_agents.stores.endpoints import remember
 from cp_agents.stores.reviews import requeue
+from cp_agents.stores.stats import Sampling, sampling_of
 from cp_agents.stores.traces import TraceStore, cues_hash
 from cp_agents.voting import VoteMethod
 
@@ -42,6 +44,30 @@ class BatchReport:
     calibrator: Calibrator | None = None
     statuses: dict[str, int] = field(default_factory=dict)
     """Attributes by status, over all records."""
+    sampling: Sampling | None = None
+    """How many samples a record was asked for, where sampling was adaptive."""
+
+
+class StoredRecord(NamedTuple):
+    """A record that another run of the same store has; its cues are taken as they stand there."""
+
+    record_id: int
+    user_id: str
+    cues_hash: str
+
+
+def stored_records(
+    store: TraceStore, run_id: str, users: Collection[str] | None = None
+) -> list[StoredRecord]:
+    """The records of a stored run in order of arrival, to be profiled again; only those of `users` if given."""
+    found = store.rows(
+        "select record_id, user_id, cues from records where run_id = ? order by record_id", (run_id,)
+    )
+    return [
+        StoredRecord(record_id, user_id, cues_hash(cues))
+        for record_id, user_id, cues in found
+        if users is None or user_id in users
+    ]
 
 
 class Stop:
@@ -56,7 +82,7 @@ class Stop:
 
 async def run_batch(
     ctx: ProfilingContext,
-    records: Iterable[Mapping[str, Any]],
+    records: Iterable[Mapping[str, Any] | StoredRecord],
     *,
     concurrency: int = 16,
     fanout: Fanout = "node",
@@ -77,29 +103,33 @@ async def run_batch(
     fatal: list[BackendError] = []
     finished = ctx.store.finished(ctx.run_id, ctx.settings.samples)
     started = time.monotonic()
-    pending: Iterator[Mapping[str, Any]] = iter(records)
+    pending: Iterator[Mapping[str, Any] | StoredRecord] = iter(records)
 
     async def work() -> None:
         while not stop.requested and not fatal:
             raw = next(pending, None)
             if raw is None:
                 return
+            if isinstance(raw, StoredRecord):
+                user_id, given = raw.user_id, {"stored": raw.record_id}
+            else:
+                user_id, given = str(raw.get("user_id")), {"record": dict(raw)}
             try:
                 if _is_finished(ctx, raw, finished):
                     report.resumed += 1
                 else:
-                    await graph.ainvoke({"record": dict(raw)}, context=ctx)
+                    await graph.ainvoke(given, context=ctx)
                 report.done += 1
             except BackendError as error:
                 if error.error_type.is_fatal:
                     fatal.append(error)
                     return
-                report.failed[str(raw.get("user_id"))] = str(error)
+                report.failed[user_id] = str(error)
             except CpAgentsError as error:
-                report.failed[str(raw.get("user_id"))] = str(error)
+                report.failed[user_id] = str(error)
             except Exception as error:
                 # One record that nobody foresaw must not end the run for all the others.
-                report.failed[str(raw.get("user_id"))] = f"{type(error).__name__} while profiling this record"
+                report.failed[user_id] = f"{type(error).__name__} while profiling this record"
             if (dead := _nobody_answers(report, ctx.settings.samples)) is not None:
                 fatal.append(dead)
             report.seconds = time.monotonic() - started
@@ -109,12 +139,14 @@ async def run_batch(
         await asyncio.gather(*(work() for _ in range(max(1, concurrency))))
     finally:
         report.seconds = time.monotonic() - started
+        remember(ctx.store, ctx.backend)
     if fatal:
         raise fatal[0]
     report.stopped = stop.requested and next(pending, None) is not None
     if not report.stopped:
         report.calibrator = label_run(ctx, calibrator)
         report.statuses = statuses(ctx.store, ctx.run_id)
+        report.sampling = sampling_of(ctx.store, ctx.run_id) if ctx.settings.adaptive else None
     return report
 
 
@@ -149,7 +181,11 @@ def _nobody_answers(report: BatchReport, samples: int) -> BackendError | None:
     )
 
 
-def _is_finished(ctx: ProfilingContext, raw: Mapping[str, Any], finished: Mapping[str, str]) -> bool:
+def _is_finished(
+    ctx: ProfilingContext, raw: Mapping[str, Any] | StoredRecord, finished: Mapping[str, str]
+) -> bool:
+    if isinstance(raw, StoredRecord):
+        return finished.get(raw.user_id) == raw.cues_hash
     if raw.get("user_id") not in finished:
         return False
     record = UserRecord.from_dict(raw)

@@ -7,6 +7,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cp_agents.adaptive import Adaptive, Stopping, check_adaptive
 from cp_agents.backends.base import Identity
 from cp_agents.confidence import ConfidenceSource
 from cp_agents.routing import ReviewPolicy
@@ -39,13 +40,35 @@ class ProfileSettings(BaseModel):
     """What an answer weighs in the vote, see `cp_agents.confidence`."""
     min_survivors: int = Field(default=3, ge=1)
     """Usable votes below which an attribute fails (never more than `samples`)."""
+    adaptive: Adaptive | None = None
+    """When to stop before M samples, see `cp_agents.adaptive`; None draws all."""
+    adaptive_p: float = Field(default=0.95, gt=0, lt=1)
+    """`bayes`: the expected share of a record's winners that stay, above which it stops."""
+    wave: int = Field(default=1, ge=1)
+    """Adaptive: fewest samples of a wave after the first."""
     tau: dict[str, float] = {}
     """Threshold per attribute, 1..5; attributes not named have 1."""
     review: ReviewPolicy = ReviewPolicy()
 
+    @property
+    def stopping(self) -> Stopping | None:
+        """The rule of adaptive sampling; None where all M are drawn. Raises `InputError` for a vote that has none."""
+        if self.adaptive is None:
+            return None
+        check_adaptive(self.adaptive, self.vote)
+        return Stopping(
+            self.adaptive, self.samples, self.vote, self.adaptive_p, self.wave, self.min_survivors
+        )
+
     def fingerprint(self, identity: Identity, prompt_version: str, taxonomy_hash: str) -> str:
-        """12 hex digits over all that decides what is sampled, and nothing that is decided afterwards."""
+        """12 hex digits over all that decides what is sampled, and nothing that is decided afterwards.
+
+        Under adaptive sampling the vote decides that, too. It is another run then, but its samples are the first of
+        the same M, so that the cache serves both.
+        """
         sampling = {name: getattr(self, name) for name in _SAMPLING}
+        if (stopping := self.stopping) is not None:
+            sampling["stopping"] = [*stopping, self.confidence]
         whole = [
             identity.kind,
             identity.endpoint,

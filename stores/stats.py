@@ -8,6 +8,15 @@ from cp_agents.schema import NA
 from cp_agents.stores.traces import TraceStore
 
 
+class Sampling(NamedTuple):
+    """How many samples the records of a run were asked for."""
+
+    mean: float
+    """A record."""
+    stops: dict[str, int]
+    """Records by why no more were drawn: the rule of adaptive sampling, or "all"."""
+
+
 class TableSize(NamedTuple):
     """A table's rows, and the bytes of its pages with those of its indices."""
 
@@ -20,11 +29,13 @@ def run_stats(store: TraceStore) -> list[dict[str, Any]]:
     """One row a run. Tokens and cost are of calls made, not of answers reused; latency is of samples, in s.
 
     `accepted` counts the attributes that the profiles answer, people's answers included. `unpriced` answers were
-    drawn without a price: where there are any, the costs are lower bounds.
+    drawn without a price: where there are any, the costs are lower bounds. `asked_per_record` and `stops` are of runs
+    with adaptive sampling, None elsewhere, see `sampling_of`.
     """
     found = store.query(
         """
-        select u.run_id as run, u.backend, count(distinct r.record_id) as records, count(s.sample_id) as samples,
+        select u.run_id as run, u.backend, u.settings ->> 'adaptive' as adaptive, u.samples as most_samples,
+               count(distinct r.record_id) as records, count(s.sample_id) as samples,
                sum(s.from_cache is not null) as from_cache,
                sum(s.error_type is not null) as failed,
                round(avg(s.latency_s), 3) as mean_latency_s,
@@ -53,10 +64,28 @@ def run_stats(store: TraceStore) -> list[dict[str, Any]]:
         run["accepted"] = number = accepted.get(run["run"], 0)
         cost = run.pop("exact_cost")
         run["cost_per_accepted"] = round(cost / number, 6) if cost is not None and number else None
+        sampling = sampling_of(store, run["run"]) if run["adaptive"] else None
+        run["asked_per_record"] = sampling.mean if sampling else None
+        run["stops"] = ", ".join(f"{k} {n:,}" for k, n in sampling.stops.items()) if sampling else None
         run["outcomes"] = ", ".join(
             f"{name} {count:,}" for run_id, name, count in outcomes if run_id == run["run"]
         )
     return found
+
+
+def sampling_of(store: TraceStore, run_id: str) -> Sampling | None:
+    """How many samples a record of the run was asked for, over those with a profile; None where there is none."""
+    found = store.rows(
+        "select coalesce(r.stop_reason, 'all') as reason, count(*), sum(coalesce(r.asked, u.samples))"
+        " from runs u join records r using (run_id) join profiles using (record_id) where u.run_id = ?"
+        " group by reason order by reason",
+        (run_id,),
+    )
+    if not found:
+        return None
+    records = sum(count for _, count, _ in found)
+    stops = {reason: count for reason, count, _ in found}
+    return Sampling(round(sum(asked for *_, asked in found) / records, 3), stops)
 
 
 def table_sizes(store: TraceStore) -> list[TableSize]:

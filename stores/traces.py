@@ -271,7 +271,8 @@ class TraceStore:
         if found[1] != cues.text:
             delete_samples(conn, record_id)
             conn.execute(
-                "update records set cues = ?, tokens = ?, self_reported = ?, dropped = ? where record_id = ?",
+                "update records set cues = ?, tokens = ?, self_reported = ?, dropped = ?, asked = null,"
+                " stop_reason = null where record_id = ?",
                 (*_cue_columns(cues), record_id),
             )
         return record_id
@@ -286,17 +287,37 @@ class TraceStore:
         user_id, cues, reported = found[0]
         return RecordRow(user_id, cues, json.loads(reported))
 
+    def assembled(self, record_id: int) -> tuple[str, AssembledCues]:
+        """A record's user and its cues as they were assembled. Raises `StoreError` where there is none."""
+        user_id, text, reported = self.record(record_id)
+        [(tokens, dropped)] = self.rows(
+            "select tokens, dropped from records where record_id = ?", (record_id,)
+        )
+        return user_id, AssembledCues(
+            text=text, tokens=tokens, self_reported=reported, dropped=json.loads(dropped)
+        )
+
     def finished(self, run_id: str, samples: int) -> dict[str, str]:
-        """Users whose record has a profile made of `samples` samples that are all final, with a hash of its cues."""
+        """Users whose record has a profile of `samples` samples, or as many as adaptive sampling asked for, that are
+        all final; with a hash of its cues.
+        """
         retryable = [kind.value for kind in ErrorType if not kind.is_final]
         marks = ",".join("?" * len(retryable))
         found = self.rows(
             "select r.user_id, r.cues from records r join profiles p using (record_id) where r.run_id = ?"
-            " and ? <= (select count(*) from samples s where s.record_id = r.record_id"
+            " and coalesce(r.asked, ?) <= (select count(*) from samples s where s.record_id = r.record_id"
             f" and coalesce(s.error_type, '') not in ({marks}))",
             (run_id, samples, *retryable),
         )
         return {user_id: cues_hash(cues) for user_id, cues in found}
+
+    def put_stop(self, record_id: int, asked: int | None, reason: str | None) -> None:
+        """Note after how many samples adaptive sampling stopped, and why; None for both where it drew all."""
+        with self.transaction() as conn:
+            conn.execute(
+                "update records set asked = ?, stop_reason = ? where record_id = ?",
+                (asked, reason, record_id),
+            )
 
     # -- samples ------------------------------------------------------------------------------------------
 
@@ -362,7 +383,15 @@ class TraceStore:
                     "insert into predictions (sample_id, attribute, outcome, tag, confidence, evidence, probability)"
                     " values (?, ?, ?, ?, ?, ?, ?)",
                     [
-                        (sample_id, name, p.outcome.value, p.tag, p.confidence, pack_evidence(p.evidence), p.probability)
+                        (
+                            sample_id,
+                            name,
+                            p.outcome.value,
+                            p.tag,
+                            p.confidence,
+                            pack_evidence(p.evidence),
+                            p.probability,
+                        )
                         for name, p in sample.predictions.items()
                     ],
                 )
@@ -386,9 +415,7 @@ class TraceStore:
         scored = self.scored_tags(f"sample_id in ({marks})", [row["sample_id"] for row in found])
         return {row["key"]: (row["sample_id"], completion_of(row, scored)) for row in found}
 
-    def scored_tags(
-        self, where: str, parameters: Sequence[Any] = ()
-    ) -> dict[int, dict[str, TagProbability]]:
+    def scored_tags(self, where: str, parameters: Sequence[Any] = ()) -> dict[int, dict[str, TagProbability]]:
         """By sample and attribute, the tags whose probability was stored; `where` is about samples and records."""
         scored: dict[int, dict[str, TagProbability]] = {}
         for sample_id, attribute, tag, probability in self.rows(

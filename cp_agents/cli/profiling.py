@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def plan(
     in_file: o.InFile,
     backend: o.Backend = "lexicon",
+    base_url: o.BaseUrl = None,
     store: o.Store = o.DEFAULT_STORE,
     samples: o.Samples = 10,
     taxonomy: o.Taxonomy = "profilebench",
@@ -36,10 +37,10 @@ def plan(
     """Preview prompts, tokens and cost; no call is made. Python: `cp_agents.plan.plan_run`."""
     from rich.console import Console
 
-    from cp_agents.backends.registry import kinds
+    from cp_agents.backends.registry import BackendOptions
     from cp_agents.backends.student import language_of
     from cp_agents.files import BadLine, read_records
-    from cp_agents.plan import plan_run
+    from cp_agents.plan import check_spec, plan_run
     from cp_agents.prices import find_prices, prices_for
     from cp_agents.profiler import check_samples
     from cp_agents.prompts.render import load_prompt
@@ -50,14 +51,11 @@ def plan(
         raise InputError(f"--max-tokens should be 16 or more, found {max_tokens}")
     if token_budget < 64:
         raise InputError(f"--token-budget should be 64 or more, found {token_budget}")
-    if backend.partition(":")[0] not in kinds():
-        raise InputError(
-            f"unknown backend {backend!r}: expected one of {', '.join(kinds())}, as in openai:MODEL"
-        )
     lines = list(read_records(in_file))
     records = [line for line in lines if not isinstance(line, BadLine)]
     bad = [line for line in lines if isinstance(line, BadLine)]
     chosen = load_taxonomy(taxonomy)
+    check_spec(backend, BackendOptions(chosen, base_url=base_url, store=store))
     prompt = load_prompt(chosen, language_of(backend, store) if language is None else language)
     if records and not 1 <= show <= len(records):
         raise InputError(f"--show should be between 1 and {len(records)}, found {show}")
@@ -109,6 +107,22 @@ def profile(
             " tag) or combined (the product of the first and the third).",
         ),
     ] = "verbal",
+    adaptive: Annotated[
+        str | None,
+        typer.Option(
+            "--adaptive",
+            help="Stop drawing when a record's votes are settled. exact: nothing could change them;"
+            " bayes: the expected share of tags that stay is above --adaptive-p.",
+            show_default=False,
+        ),
+    ] = None,
+    adaptive_p: Annotated[
+        float, typer.Option("--adaptive-p", help="For --adaptive bayes, above 0 and below 1.")
+    ] = 0.95,
+    wave: Annotated[
+        int,
+        typer.Option("--wave", help="With --adaptive: fewest samples to draw at once after the first wave."),
+    ] = 1,
     tau: o.Tau = None,
     calibrator: Annotated[
         Path | None,
@@ -186,6 +200,10 @@ def profile(
         raise InputError(f"--concurrency should be 1 or more, found {concurrency}")
     if batch_size < 1:
         raise InputError(f"--batch-size should be 1 or more, found {batch_size}")
+    if batch_api and adaptive is not None:
+        raise InputError(
+            "--adaptive draws wave by wave and --batch-api all samples at once: choose one of the two"
+        )
     if batch_api and (budget_usd is not None or budget_tokens is not None):
         raise InputError(
             "a budget cannot stop a batch once it is submitted: see `plan` for what it will cost"
@@ -199,6 +217,9 @@ def profile(
         language=language,
         vote=vote,  # type: ignore[arg-type]  # checked by Profiler, with a sentence
         confidence=confidence,  # type: ignore[arg-type]  # likewise
+        adaptive=adaptive,  # type: ignore[arg-type]  # likewise
+        adaptive_p=adaptive_p,
+        wave=wave,
         calibrator=calibrator,
         review=parse_review(review or []),
         run=run or run_name(in_file, backend),
@@ -218,34 +239,42 @@ def profile(
         prices=given,
         price_list=listed,
     )
-    try:
-        if batch_api:
-            batch_prices = prices_for(backend, given, listed, batch=True)
-            report = _run(profiler, records, by_batches=True, prices=batch_prices, batch_size=batch_size)
-        else:
-            report = _run(profiler, records, concurrency=concurrency, fanout=fanout)
-    except BackendError as error:
-        kept = f"what landed is kept in {store}, and the same command goes on from there"
-        raise BackendError(f"{error} ({kept})", error.error_type) from None
-    if report.stopped:
-        typer.echo(
-            f"stopped: {report.done} of {len(records)} records are done and kept in {store};"
-            " the same command goes on from there",
-            err=True,
+    with profiler.store:
+        try:
+            if batch_api:
+                batch_prices = prices_for(backend, given, listed, batch=True)
+                report = _run(profiler, records, by_batches=True, prices=batch_prices, batch_size=batch_size)
+            else:
+                report = _run(profiler, records, concurrency=concurrency, fanout=fanout)
+        except BackendError as error:
+            kept = f"what landed is kept in {store}, and the same command goes on from there"
+            if next(profiler.store.profiles(profiler.run_id), None) is not None:
+                so_far = f"cp-agents replay --store {store} --run {profiler.run_id} --out {out}"
+                kept += f"; `{so_far}` writes the profiles of the records that are done"
+            raise BackendError(f"{error} ({kept})", error.error_type) from None
+        if report.stopped:
+            typer.echo(
+                f"stopped: {report.done} of {len(records)} records are done and kept in {store};"
+                " the same command goes on from there",
+                err=True,
+            )
+            raise typer.Exit(130)
+        written = write_jsonl(
+            out, (p.to_json() for p in profiles_in_order(profiler.store, profiler.run_id, ids))
         )
-        raise typer.Exit(130)
-    written = write_jsonl(out, (p.to_json() for p in profiles_in_order(profiler.store, profiler.run_id, ids)))
-    from cp_agents.cli.tables import print_summary
+        from cp_agents.cli.tables import print_summary
 
-    print_summary(report, len(records), written, out, store)
-    for user_id, why in list(report.failed.items())[:5]:
-        typer.echo(f"error: user {user_id!r}: {why}", err=True)
-    report_bad_lines(bad)
-    if sum(report.statuses.values()) == report.statuses.get("failed") != 0:
-        typer.echo("error: no sample gave a usable answer, see the failed samples above", err=True)
-        raise typer.Exit(1)
-    if report.failed:
-        raise typer.Exit(1)
+        print_summary(report, len(records), written, out, store)
+        for user_id, why in list(report.failed.items())[:5]:
+            typer.echo(f"error: user {user_id!r}: {why}", err=True)
+        report_bad_lines(bad)
+        if sum(report.statuses.values()) == report.statuses.get("failed") != 0:
+            some = report.meter.outcomes.get("ok", 0)
+            few = "too few samples of a record gave" if some else "no sample gave"
+            typer.echo(f"error: {few} a usable answer, see the samples by outcome above", err=True)
+            raise typer.Exit(1)
+        if report.failed:
+            raise typer.Exit(1)
 
 
 def run_name(in_file: Path, backend: str) -> str:

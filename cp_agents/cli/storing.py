@@ -10,6 +10,7 @@ import typer
 from cp_agents.cli import options as o
 
 _RUN_COLUMNS = ("run", "backend", "records", "samples", "from_cache", "failed", "mean_latency_s", "outcomes")
+_SAMPLING_COLUMNS = ("run", "adaptive", "most_samples", "asked_per_record", "stops")
 _COST_COLUMNS = (
     "run", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd", "cost_per_record", "accepted",
     "cost_per_accepted", "unpriced",
@@ -29,12 +30,15 @@ def stats(store: o.Store = o.DEFAULT_STORE) -> None:
     with TraceStore(store, must_exist=True) as traces:
         runs = run_stats(traces)
         sizes = table_sizes(traces)
-    for title, columns in ((f"runs in {store}", _RUN_COLUMNS), ("tokens and cost in USD", _COST_COLUMNS)):
+    shown = [(f"runs in {store}", _RUN_COLUMNS, runs), ("tokens and cost in USD", _COST_COLUMNS, runs)]
+    if waves := [run for run in runs if run["adaptive"]]:
+        shown.insert(1, ("adaptive sampling", _SAMPLING_COLUMNS, waves))
+    for title, columns, rows in shown:
         table = Table(title=title, title_justify="left")
         for name in columns:
-            left = name in {"run", "backend", "outcomes"}
+            left = name in {"run", "backend", "outcomes", "adaptive", "stops"}
             table.add_column(name.replace("_", " "), justify="left" if left else "right")
-        for run in runs:
+        for run in rows:
             table.add_row(*("" if run[name] is None else escape(str(run[name])) for name in columns))
         console.print(table)
     small = Table()

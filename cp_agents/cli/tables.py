@@ -16,6 +16,7 @@ from rich.table import Table
 from cp_agents.schema import NA, AttributeProfile, Profile
 
 if TYPE_CHECKING:
+    from cp_agents.calibration import Calibrator
     from cp_agents.runner import BatchReport
 
 
@@ -76,6 +77,9 @@ def print_summary(report: BatchReport, total: int, written: int, out: Path, stor
         say(f"records that failed: {len(report.failed)}")
     reused = f" ({meter.reused:,} more reused from the store)" if meter.reused else ""
     say(f"samples: {meter.samples:,}{reused}: {_counts(meter.outcomes) or 'none drawn'}")
+    if report.sampling is not None:
+        stops = _counts(report.sampling.stops)
+        say(f"samples asked for: {report.sampling.mean:.2f} a record (adaptive: {stops})")
     if meter.errors:
         say(f"failed samples by type: {_counts(meter.errors)}")
     if meter.prompt_tokens or meter.completion_tokens:
@@ -85,10 +89,16 @@ def print_summary(report: BatchReport, total: int, written: int, out: Path, stor
     if meter.cost_usd:
         say(f"cost: ${meter.cost_usd:,.4f}")
     say(f"attributes: {_counts(report.statuses)}")
-    say(f"calibrator: {report.calibrator.label if report.calibrator else 'uncalibrated (too few records)'}")
+    say(f"calibrator: {_calibrator(report.calibrator)}")
     say(
         f"wrote {written} profiles to {escape(str(out))}; every sample is in {escape(str(store))}, run {report.run_id}"
     )
+
+
+def _calibrator(used: Calibrator | None) -> str:
+    if used is None:
+        return "uncalibrated (too few records)"
+    return used.label + (f" (too few votes on {', '.join(used.uncalibrated)})" if used.uncalibrated else "")
 
 
 def profile_table(profiles: Iterable[Profile], title: str | None = None) -> Table:
