@@ -24,9 +24,9 @@ def gather(local: T) -> tuple[list[T], int]:
     torch = sys.modules.get("torch")  # not imported for its own sake: without it nothing is distributed
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return [local], 0
-    from accelerate.utils import gather_object
-
-    return gather_object([local]), torch.distributed.get_rank()
+    parts: list[T] = [local] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, local)
+    return parts, torch.distributed.get_rank()
 
 
 def group_rows(keys: Sequence[Hashable], size: int | None = None) -> list[list[int]]:

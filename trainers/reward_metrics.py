@@ -19,7 +19,8 @@ def reward_metrics(
 ) -> dict[str, float]:
     """Numbers of one step; `tags` and `confidence` are [K, P, G], `gold` is [K, P]. What cannot be had is left out.
 
-    * `parse_rate`: share of attributes with a tag of the closed set; `na_rate`: share of NA among these
+    * `parse_rate`: share of rollouts all of whose attributes have a tag of the closed set; `answered`: share of
+      attributes that have one; `na_rate`: share of NA among these
     * `majority_ratio`: mean share of a group's answers that name the vote's winner
     * `tag_entropy`: mean entropy of a group's tags in nats, 0 where all agree
     * `confidence_mean` and `confidence/1` .. `confidence/5`: mean and shares of the stated confidence
@@ -30,7 +31,7 @@ def reward_metrics(
     """
     alive = tags >= 0
     answers = int(alive.sum())
-    found = {"parse_rate": answers / max(alive.size, 1)}
+    found = {"parse_rate": float(alive.all(axis=0).mean()), "answered": answers / max(alive.size, 1)}
     if answers:
         na = np.array([attribute.codes[NA] for attribute in taxonomy.attributes])[:, None, None]
         stated = confidence[alive]
