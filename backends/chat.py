@@ -72,7 +72,9 @@ class Dialect:
         """Leaves alone what the user has `given` in so many words."""
         if "max_completion_tokens" in given:
             given = {*given, "max_tokens"}
-        self._wire = {n: n for n in ("temperature", "top_p", "max_tokens", "seed", *_LOGPROBS) if n not in given}
+        self._wire = {
+            n: n for n in ("temperature", "top_p", "max_tokens", "seed", *_LOGPROBS) if n not in given
+        }
 
     def parameters(self, request: SampleRequest, run: range) -> dict[str, Any]:
         """The parameters of a call for the sample indices in `run`, as this endpoint calls them."""

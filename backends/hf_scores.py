@@ -47,7 +47,9 @@ def score(rows: Sequence[TagScores | None], logits: Tensor, tokens: Sequence[int
     if wanted:
         logprobs = logits[wanted].float().log_softmax(dim=-1)
         top = logprobs.topk(min(TOP, logprobs.shape[-1]), dim=-1)
-        for k, (i, values, ids) in enumerate(zip(wanted, top.values.tolist(), top.indices.tolist(), strict=True)):
+        for k, (i, values, ids) in enumerate(
+            zip(wanted, top.values.tolist(), top.indices.tolist(), strict=True)
+        ):
             ranked[i] = float(logprobs[k, tokens[i]]), list(zip(ids, values, strict=True))
     for i, row in enumerate(rows):
         if row is not None:

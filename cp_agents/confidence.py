@@ -34,10 +34,10 @@ def check_source(source: str) -> None:
 
 def weigh(
     source: ConfidenceSource,
-    tags: NDArray[np.integer[Any]],
-    stated: NDArray[np.integer[Any]],
-    probability: NDArray[np.floating[Any]] | None = None,
-) -> tuple[NDArray[np.integer[Any]], NDArray[Any]]:
+    tags: NDArray[np.int16],
+    stated: NDArray[Any],
+    probability: NDArray[np.float64] | None = None,
+) -> tuple[NDArray[np.int16], NDArray[Any]]:
     """Tags and weights for the vote, of the shape of `tags`: codes with -1 for no answer, and weights in (0, 5].
 
     `stated` holds C, `probability` p in 0..1 with NaN where there is none. An answer without a probability takes no
@@ -52,7 +52,7 @@ def weigh(
         raise ValueError(f"confidence {source} needs probabilities")
     known = (tags >= 0) & (probability > 0)
     weights = probability * (FULL if source == "logprob" else stated)
-    return np.where(known, tags, -1).astype(tags.dtype), np.where(known, weights, 0.0)
+    return np.where(known, tags, -1).astype(np.int16), np.where(known, weights, 0.0)
 
 
 def check_logprobs(source: ConfidenceSource, able: bool | None, whose: str) -> None:

@@ -22,8 +22,8 @@ from cp_agents.dawid_skene import fit_dawid_skene
 from cp_agents.errors import InputError
 
 IntArray = NDArray[np.integer[Any]]
-WeightArray = NDArray[np.integer[Any]] | NDArray[np.floating[Any]]
-"""Stated confidences, or any weights above 0 and at most 5 (see `confidence.py`)."""
+WeightArray = NDArray[Any]
+"""Stated confidences, or other weights above 0 and at most 5 (see `confidence.py`)."""
 FloatArray = NDArray[np.floating[Any]]
 BoolArray = NDArray[np.bool_]
 
@@ -195,8 +195,10 @@ def _check(tags: IntArray, confidence: WeightArray, n_tags: int) -> BoolArray:
     if tags.max(initial=-1) >= n_tags:
         raise ValueError(f"a tag code lies outside 0..{n_tags - 1}")
     given = confidence[alive]
-    if given.size and not (given.min() > 0 and given.max() <= FULL_CONFIDENCE):  # nor is it a number that is none
-        raise ValueError(f"a vote has a confidence outside 1..{FULL_CONFIDENCE}, or a weight outside 0..{FULL_CONFIDENCE}")
+    if given.size and not 0 < given.min() <= given.max() <= FULL_CONFIDENCE:  # which no NaN passes either
+        raise ValueError(
+            f"a vote has a confidence outside 1..{FULL_CONFIDENCE}, or a weight that is not above 0"
+        )
     return alive
 
 

@@ -39,7 +39,9 @@ def test_sources_that_cannot_be() -> None:
         InputError, match="unknown confidence 'gut': expected one of verbal, agreement, logprob, combined"
     ):
         check_source("gut")
-    with pytest.raises(InputError, match="lexicon gives no probabilities of its tags, by which confidence combined"):
+    with pytest.raises(
+        InputError, match="lexicon gives no probabilities of its tags, by which confidence combined"
+    ):
         check_logprobs("combined", False, "lexicon")
     check_logprobs("combined", None, "openai:m")  # nobody knows yet
     check_logprobs("agreement", False, "lexicon")
@@ -57,7 +59,9 @@ def ballots(draw: st.DrawFn) -> tuple[list[list[int]], list[list[float]], int]:
 
 
 @given(ballots())
-def test_a_vote_by_real_weights_equals_a_naive_loop(ballot: tuple[list[list[int]], list[list[float]], int]) -> None:
+def test_a_vote_by_real_weights_equals_a_naive_loop(
+    ballot: tuple[list[list[int]], list[list[float]], int],
+) -> None:
     tags, weights, n_tags = ballot
     votes = vote(np.array(tags), np.array(weights), n_tags)
     for r, (line, by) in enumerate(zip(tags, weights, strict=True)):
@@ -118,7 +122,9 @@ def test_a_calibrator_knows_its_source_and_refuses_another() -> None:
     assert stated.id != scored.id
     assert Calibrator.from_json(scored.to_json()) == scored
     scored.check(PETS, "weighted", "logprob")
-    with pytest.raises(InputError, match="was fitted on votes by logprob confidence, and this run's .* is verbal"):
+    with pytest.raises(
+        InputError, match=r"was fitted on votes by logprob confidence, and this run's .* is verbal"
+    ):
         scored.check(PETS, "weighted")
     with pytest.raises(InputError, match="fitted on votes by verbal confidence"):
         stated.check(PETS, "weighted", "combined")

@@ -93,7 +93,9 @@ def samples(*answers: tuple[str, int, float | None]) -> list[Answer]:
 def test_within_question_discrimination_by_hand() -> None:
     found = Discrimination()
     # right: 5, 2; wrong: 3, 5. Of four pairs: 5>3, 5=5, 2<3, 2<5
-    found.add(samples(("Cat", 5, 0.9), ("Cat", 2, 0.8), ("Dog", 3, 0.7), ("Fish", 5, None), ("NA", 5, 0.9)), "Cat")
+    found.add(
+        samples(("Cat", 5, 0.9), ("Cat", 2, 0.8), ("Dog", 3, 0.7), ("Fish", 5, None), ("NA", 5, 0.9)), "Cat"
+    )
     assert found.rate("verbal") == pytest.approx(1.5 / 4)
     assert found.rate("logprob") == 1.0  # the pairs of which both sides have a probability
     assert found.rate("combined") == pytest.approx(1 / 2)  # right .9, .32; wrong .42
@@ -111,7 +113,9 @@ def test_within_question_discrimination_by_hand() -> None:
 
 
 @given(answers, st.randoms())
-def test_within_one_question_it_is_the_auroc_of_its_samples(pairs: list[tuple[int, bool]], random: Any) -> None:
+def test_within_one_question_it_is_the_auroc_of_its_samples(
+    pairs: list[tuple[int, bool]], random: Any
+) -> None:
     asked = [Answer(i, "Cat" if right else "Dog", 1, (1 + c) / 11) for i, (c, right) in enumerate(pairs)]
     found = Discrimination()
     found.add(random.sample(asked, len(asked)), "Cat")

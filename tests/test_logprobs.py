@@ -23,18 +23,29 @@ from cp_agents.relabel import replay
 from cp_agents.schema import Completion, Message, Profile, Status, TagProbability
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import load_taxonomy
-from tests.loopback import Answers, LoopbackConfig, LoopbackServer, Reply, cue_block, error_body, running_server
+from tests.loopback import (
+    Answers,
+    LoopbackConfig,
+    LoopbackServer,
+    Reply,
+    cue_block,
+    error_body,
+    running_server,
+)
 from tests.loopback_batches import BatchConfig, BatchServer
 from tests.support import PETS, RECORD, ScriptedBackend, answer
 from tests.test_cli import Said
 from tests.test_cli import run as invoke
-from tests.test_vllm import FakeServer, server
+from tests.test_vllm import FakeServer
+from tests.test_vllm import server as vllm_server
 
-__all__ = ["server"]
+__all__ = ["vllm_server"]
 
 TAXONOMY = load_taxonomy()
 ANSWERS = Answers(TAXONOMY)
-RECORDS = [{"user_id": f"u{i}", "posted": [f"tea number {i}", "a book"], "self_reported": {}} for i in range(30)]
+RECORDS = [
+    {"user_id": f"u{i}", "posted": [f"tea number {i}", "a book"], "self_reported": {}} for i in range(30)
+]
 LINE = "".join(json.dumps(record) + "\n" for record in RECORDS)
 
 
@@ -194,7 +205,9 @@ async def test_an_endpoint_that_does_not_say_what_it_refuses(endpoint: Callable[
     await backend.aclose()
 
 
-async def test_without_alternatives_it_is_what_the_tokens_had(endpoint: Callable[..., LoopbackServer]) -> None:
+async def test_without_alternatives_it_is_what_the_tokens_had(
+    endpoint: Callable[..., LoopbackServer],
+) -> None:
     server = endpoint(unsupported=("top_logprobs",))
     backend = OpenAIBackend("m", base_url=server.url)
     request = SampleRequest((Message("user", "tea"),), (0,), score_tags=TAXONOMY)
@@ -205,7 +218,10 @@ async def test_without_alternatives_it_is_what_the_tokens_had(endpoint: Callable
         for name, written in completion.probabilities.items()
     }
     assert len(completion.probabilities) == 6
-    assert [("logprobs" in body, "top_logprobs" in body) for body in server.bodies] == [(True, True), (True, False)]
+    assert [("logprobs" in body, "top_logprobs" in body) for body in server.bodies] == [
+        (True, True),
+        (True, False),
+    ]
     await backend.aclose()
 
 
@@ -231,7 +247,9 @@ def test_asking_for_probabilities_is_no_part_of_the_request() -> None:
     assert cache_keys(identity, asked.canonical(), [0]) == cache_keys(identity, plain.canonical(), [0])
 
 
-def test_a_reused_answer_keeps_its_probability(endpoint: Callable[..., LoopbackServer], tmp_path: Path) -> None:
+def test_a_reused_answer_keeps_its_probability(
+    endpoint: Callable[..., LoopbackServer], tmp_path: Path
+) -> None:
     server, store = endpoint(), tmp_path / "t.db"
     with open_profiler(server, store, run="first") as profiler:
         first, _ = profiler.profile_many(RECORDS)
@@ -304,9 +322,9 @@ async def test_a_batch_asks_for_them_and_stores_them() -> None:
 
 @pytest.mark.parametrize("spec", ["", "?logprobs=3"])
 async def test_a_vllm_server_tells_probabilities(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch, spec: str
+    vllm_server: FakeServer, monkeypatch: pytest.MonkeyPatch, spec: str
 ) -> None:
-    plain = server.answer_to
+    plain = vllm_server.answer_to
 
     def answer_to(path: str, body: dict[str, Any]) -> tuple[int, Any]:
         status, said = plain(path, body)
@@ -323,13 +341,13 @@ async def test_a_vllm_server_tells_probabilities(
                 choice["logprobs"] = {"content": content}
         return status, said
 
-    monkeypatch.setattr(server, "answer_to", answer_to)
-    backend = resolve_backend(f"vllm-server:{server.url}{spec}", BackendOptions(taxonomy=PETS))
+    monkeypatch.setattr(vllm_server, "answer_to", answer_to)
+    backend = resolve_backend(f"vllm-server:{vllm_server.url}{spec}", BackendOptions(taxonomy=PETS))
     assert backend.capabilities.logprobs is True
     request = SampleRequest((Message("user", "cat"),), (0, 1), score_tags=None if spec else PETS)
     found = [completion async for completion in backend.sample(request)]
     assert [c.probabilities["pet"] for c in found] == [("Cat", 0.75)] * 2
-    assert server.bodies[-1]["top_logprobs"] == (3 if spec else 5)
+    assert vllm_server.bodies[-1]["top_logprobs"] == (3 if spec else 5)
     await backend.aclose()
 
 
@@ -401,7 +419,9 @@ def test_profile_replay_calibrate_and_evaluate(
     spoken = tmp_path / "spoken.jsonl"
     assert run("replay", "--store", store, "--out", spoken, "--confidence", "verbal").code == 0
     assert spoken.read_text() != out.read_text()
-    fitted = run("calibrate", "fit", "--store", store, "--out", tmp_path / "c.json", "--confidence", "logprob")
+    fitted = run(
+        "calibrate", "fit", "--store", store, "--out", tmp_path / "c.json", "--confidence", "logprob"
+    )
     assert fitted.code == 0, fitted.err
     assert json.loads((tmp_path / "c.json").read_text())["confidence"] == "logprob"
     refused = run("replay", "--store", store, "--out", again, "--calibrator", tmp_path / "c.json")
@@ -411,7 +431,8 @@ def test_profile_replay_calibrate_and_evaluate(
     profiles = {p.user_id: p for p in map(as_profile, spoken.read_text().splitlines())}
     gold.write_text(
         "".join(
-            json.dumps({"user_id": u, "truth": {"gender": "Male" if int(u[1:]) % 2 else p["gender"].voted}}) + "\n"
+            json.dumps({"user_id": u, "truth": {"gender": "Male" if int(u[1:]) % 2 else p["gender"].voted}})
+            + "\n"
             for u, p in profiles.items()
         )
     )
@@ -435,7 +456,10 @@ def test_what_is_refused_on_the_command_line(tmp_path: Path) -> None:
     users.write_text(LINE)
     base = ("profile", users, "--out", out, "--store", store)
     for flags, says in (
-        (("--confidence", "logprob"), "gives no probabilities of its tags, by which confidence logprob weighs"),
+        (
+            ("--confidence", "logprob"),
+            "gives no probabilities of its tags, by which confidence logprob weighs",
+        ),
         (("--confidence", "gut"), "unknown confidence 'gut'"),
     ):
         refused = run(*base, *flags)

@@ -94,7 +94,12 @@ async def drawn(backend: TransformersBackend, request: SampleRequest) -> dict[in
 
 
 REQUEST = SampleRequest(
-    (Message("user", "my cat sleeps all day"),), tuple(range(60)), top_p=1.0, max_tokens=40, seed=3, score_tags=PETS
+    (Message("user", "my cat sleeps all day"),),
+    tuple(range(60)),
+    top_p=1.0,
+    max_tokens=40,
+    seed=3,
+    score_tags=PETS,
 )
 
 
@@ -124,7 +129,9 @@ async def test_asking_changes_no_sample(backend: TransformersBackend, tmp_path: 
     plain = await drawn(backend, replace(REQUEST, score_tags=None))
     assert texts(plain) == texts(await drawn(backend, REQUEST))
     assert not any(completion.probabilities for completion in plain.values())
-    random = TransformersBackend(str(make_model(tmp_path / "m")), stop="</home>", dtype="float32", device="cpu")
+    random = TransformersBackend(
+        str(make_model(tmp_path / "m")), stop="</home>", dtype="float32", device="cpu"
+    )
     with_scores, without = await asyncio.gather(
         drawn(random, replace(ask(), score_tags=PETS)), drawn(random, ask())
     )
@@ -134,7 +141,9 @@ async def test_asking_changes_no_sample(backend: TransformersBackend, tmp_path: 
 
 def test_a_run_by_the_models_own_probabilities(backend: TransformersBackend) -> None:
     # Without evidence a stated confidence is capped, and its probability is not.
-    with Profiler(backend, taxonomy=PETS, samples=8, confidence="logprob", top_p=1.0, max_tokens=40) as profiler:
+    with Profiler(
+        backend, taxonomy=PETS, samples=8, confidence="logprob", top_p=1.0, max_tokens=40
+    ) as profiler:
         profile = profiler.profile(RECORD)
         [again] = replay(profiler.store, calibrator=None)
         rows = profiler.store.rows(

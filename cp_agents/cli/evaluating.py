@@ -30,10 +30,13 @@ def evaluate(
     taxonomy: o.Taxonomy = "profilebench",
     store: Annotated[
         Path | None,
-        typer.Option("--store", help="Trace store of the run, for what its samples add to the confidence sources."),
+        typer.Option(
+            "--store", help="Trace store of the run, for what its samples add to the confidence sources."
+        ),
     ] = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="The run in the store; the one that the profiles name by default.")
+        str | None,
+        typer.Option("--run", help="The run in the store; the one that the profiles name by default."),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers as JSON.")] = None,
 ) -> None:

@@ -21,7 +21,7 @@ from cp_agents.stores.traces import TraceStore
 class Answer(NamedTuple):
     """One sample's usable answer to one question."""
 
-    index: int
+    sample: int
     tag: str
     stated: int
     probability: float | None
@@ -39,7 +39,9 @@ def load_answers(store: TraceStore, run_id: str | None, predictions: Iterable[Ma
     if run_id is None:
         named = sorted({str(line["run_id"]) for line in predictions if line.get("run_id")})
         if len(named) != 1:
-            raise InputError(f"name the run of the store: the profiles are of {', '.join(named) or 'no named run'}")
+            raise InputError(
+                f"name the run of the store: the profiles are of {', '.join(named) or 'no named run'}"
+            )
         run_id = named[0]
     rows = store.rows(
         "select r.user_id, p.attribute, s.sample_index, p.tag, p.confidence, p.probability"
@@ -69,12 +71,12 @@ _SOURCES: dict[str, Callable[[Answer, float], float | None]] = {
 def of_vote(answers: Sequence[Answer], agreeing: Iterable[int]) -> dict[str, float]:
     """The confidence in a vote by each source, from its question's answers and the samples that agree with it.
 
-    `verbal` and `logprob` are the mean over those that agree, `agreement` their share of all, and `combined` all of them
+    `verbal` and `logprob` are the mean over those that agree, `agreement` their share of all, and `combined` all
     together: S / 5M' by the weights of `cp_agents.confidence` of that name, over the answers that have a probability,
     and where none has one by the stated confidences. Sources that nothing is known of are left out.
     """
     with_vote = set(agreeing)
-    own = [answer for answer in answers if answer.index in with_vote]
+    own = [answer for answer in answers if answer.sample in with_vote]
     if not own:
         return {}
     found = {"verbal": sum(a.stated for a in own) / (5 * len(own)), "agreement": len(own) / len(answers)}
