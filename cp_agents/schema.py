@@ -283,6 +283,9 @@ class AttributeProfile(BaseModel):
     """Samples with a usable vote on this attribute."""
     probability: float | None = None
     """Of being right, where the calibrator was fitted on gold or reviewed rows."""
+    calibrated: bool | None = None
+    """Whether a calibrator made this confidence: it has no curve for attributes with too few votes. None where an
+    older version wrote the profile."""
     reasons: list[str] = Field(default_factory=list)
     """Why it abstained, failed or needs review."""
     reviewer: str | None = None

@@ -358,3 +358,92 @@ def test_a_run_in_which_nothing_answered_is_an_error(users: str) -> None:
     assert said.code == 1
     assert "is the endpoint up" in said.err
     assert "the same command goes on" in said.err
+
+
+# -- files, budgets and what is not calibrated ---------------------------------------------------------------
+
+
+def test_replay_and_calibrate_do_not_overwrite_what_they_read(users: str) -> None:
+    assert run("profile", users, "--out", "p.jsonl", "--samples", "3").code == 0
+    gold = file("gold.jsonl", json.dumps({"user_id": "u0", "truth": {"gender": "Female"}}) + "\n")
+    before = Path("traces.db").read_bytes()
+    for arguments in (
+        ("replay", "--out", "traces.db"),
+        ("calibrate", "fit", "--out", "traces.db"),
+        ("calibrate", "fit", "--gold", gold, "--out", gold),
+    ):
+        said = run(*arguments)
+        assert said.code == 2
+        assert "it is a file that this command reads or keeps its data in" in said.err
+    assert Path("traces.db").read_bytes() == before
+
+
+def test_a_spent_budget_says_how_to_get_what_is_done() -> None:
+    unlike = [{**record, "posted": [f"note {i}"]} for i, record in enumerate(RECORDS)]
+    users = file("unlike.jsonl", "".join(json.dumps(r) + "\n" for r in unlike))
+    with running_server(LoopbackConfig()) as server:
+        arguments = (
+            "--backend",
+            "openai:m",
+            "--base-url",
+            server.url,
+            "--samples",
+            "2",
+            "--concurrency",
+            "1",
+        )
+        said = run("profile", users, "--out", "p.jsonl", *arguments, "--budget-tokens", "3000")
+    assert said.code == 1
+    assert "the budget of 3000 tokens is spent" in said.err
+    assert not Path("p.jsonl").exists()
+    command = said.err.partition("`cp-agents ")[2].partition("`")[0].split()
+    assert run(*command).code == 0
+    done = lines("p.jsonl")
+    assert 0 < len(done) < len(RECORDS)
+
+
+def test_the_store_is_closed_when_a_run_has_ended(users: str) -> None:
+    assert run("profile", users, "--out", "p.jsonl", "--samples", "2").code == 0
+    # The last connection to close takes the write-ahead log with it.
+    assert not Path("traces.db-wal").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("oracle:x", "unknown backend 'oracle:x'"),
+        ("openai:", "the openai backend needs a model name"),
+        ("replay:no.db", "no recording at no.db"),
+        ("vllm-server:", "vllm-server needs the server's URL"),
+        ("vllm-server:ftp://x", "the base URL should begin with http"),
+        ("ensemble:lexicon,replay:no.db", "no recording at no.db"),
+        ("langchain:nowhere:model", "cannot be loaded"),
+    ],
+)
+def test_plan_checks_the_backend_as_far_as_it_goes_without_a_call(
+    users: str, spec: str, sentence: str
+) -> None:
+    said = run("plan", users, "--backend", spec)
+    assert said.code == 2
+    assert sentence in said.err
+
+
+@pytest.mark.parametrize("spec", ["openai:m", "vllm-server:http://127.0.0.1:9", "ensemble:openai:a,openai:b"])
+def test_plan_needs_neither_key_nor_server(users: str, spec: str) -> None:
+    assert run("plan", users, "--backend", spec).code == 0
+
+
+def test_every_profile_says_which_attributes_are_calibrated() -> None:
+    half = [
+        {"user_id": f"h{i}", "posted": [f"note {i}", "my husband" if i % 2 else "my wife"]} for i in range(24)
+    ]
+    said = run("profile", file("half.jsonl", "".join(json.dumps(r) + "\n" for r in half)), "--out", "p.jsonl")
+    assert said.code == 0
+    assert "(too few votes on " in said.out
+    few = said.out.partition("(too few votes on ")[2].partition(")")[0].split(", ")
+    profiles = lines("p.jsonl")
+    assert 0 < len(few) < len(profiles[0]["profile"])
+    for profile in profiles:
+        assert {name for name, value in profile["profile"].items() if not value["calibrated"]} == set(few)
+    run("replay", "--calibrator", "none", "--out", "r.jsonl")
+    assert not any(value["calibrated"] for line in lines("r.jsonl") for value in line["profile"].values())

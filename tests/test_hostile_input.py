@@ -325,3 +325,19 @@ def test_a_profiler_closes_its_backend_and_its_store() -> None:
         assert not backend.closed
     assert backend.closed
     assert not Path("s.db-wal").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"taxonomy": None}, "a taxonomy should be the name of a built-in one or a YAML file, found NoneType"),
+        ({"taxonomy": 3}, "a taxonomy should be the name of a built-in one or a YAML file, found int"),
+        ({"store": None}, "the store should be a path or a TraceStore, found NoneType"),
+        ({"store": 3}, "the store should be a path or a TraceStore, found int"),
+        ({"calibrator": 3}, "a calibrator should be a Calibrator or its file, found int"),
+    ],
+)
+def test_settings_of_another_type_are_one_sentence(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Profiler("lexicon", **given)
+    assert str(caught.value) == sentence
