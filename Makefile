@@ -53,7 +53,8 @@ $(VLLM_VENV)/.ready: tests/vllm/requirements.txt
 	@cp $< $@
 
 test-vllm: $(VLLM_VENV)/.ready ## run the tests that need vLLM, on the CPU
-	@$(VLLM_ENV) CP_AGENTS_TEST_VLLM=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm --durations=5
+	@$(VLLM_ENV) CP_AGENTS_TEST_VLLM=1 $(VLLM_VENV)/bin/python -m pytest --durations=5 -k vllm \
+		tests/vllm tests/test_backend_contract.py
 
 bench-vllm: $(VLLM_VENV)/.ready ## measure what the graph costs on top of vLLM
 	@$(VLLM_VENV)/bin/python tests/vllm/make_model.py $(VLLM_VENV)/models
