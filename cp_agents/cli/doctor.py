@@ -53,6 +53,7 @@ def doctor(
     import platform
     import sqlite3
 
+    from rich.markup import escape
     from rich.table import Table
 
     from cp_agents import __version__, environment
@@ -96,7 +97,7 @@ def doctor(
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(tables.escape(name), tables.escape(value))
+        table.add_row(escape(name), escape(value))
     tables.console().print(table)
     for sentence in trouble:
         typer.echo(f"error: {sentence}", err=True)
