@@ -378,6 +378,7 @@ def test_export_of_an_adapter_is_one_model_that_says_the_same(
     out = tmp_path / "exported"
     exported = export_student(student(store, f"a@{found}"), out)
     assert exported.merged
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {adapter.stat().st_mode & 0o666}
     readme = (out / "README.md").read_text(encoding="utf-8")
     for part in (
         "| parse_rate | 0.75 |",

@@ -62,13 +62,22 @@ def export_student(student: Student, out: str | Path, *, converter: str | None =
         if found is not None:
             _convert(found, folder)
         (folder / "README.md").write_text(model_card(student, card), encoding="utf-8")
-        folder.chmod(0o755)  # mkdtemp is private
+        _open_to_others(folder)
         os.replace(folder, out)
     except OSError as error:
         raise InputError(f"cannot write {out} ({error.strerror or error})") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Exported(out, student.kind == "adapter", GGUF if found is not None else None)
+
+
+def _open_to_others(folder: Path) -> None:
+    """`mkdtemp` and safetensors write for the owner alone; a model is to be as readable as any other file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~mask)
 
 
 def _copy(source: Path, target: Path) -> None:
