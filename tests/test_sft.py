@@ -21,21 +21,27 @@ pytest.importorskip("trl")
 pytest.importorskip("peft")
 
 # ruff: noqa: E402
+from cp_agents import Profiler
 from cp_agents.backends.hf_files import find_model
 from cp_agents.backends.hf_model import ChatModel
 from cp_agents.errors import InputError
 from cp_agents.exports import seal
 from cp_agents.prompts.render import load_prompt
 from cp_agents.schema import Message
+from cp_agents.stores.student_card import check_whole
+from cp_agents.stores.traces import TraceStore
 from cp_agents.trainers.card import CARD, read_card
 from cp_agents.trainers.data_card import SftCard, SftFilters, SftSource
 from cp_agents.trainers.run_folder import RunFolder
 from cp_agents.trainers.sft import train_sft
 from cp_agents.trainers.sft_config import SftSettings, sft_settings
+from cp_agents.trainers.sft_data import export_sft
 from cp_agents.trainers.sft_plan import plan_sft
 from cp_agents.wire import WireAnswer, write_answer
-from tests.support import PETS
-from tests.test_transformers_backend import make_model
+from tests.support import PETS, RECORD
+from tests.test_cli import run as cli
+from tests.test_sft_data import pets
+from tests.test_transformers_backend import make_model, make_tokenizer
 
 PROMPT_VERSION = load_prompt(PETS, "en").version
 WORDS = ("naps", "walks", "swims", "garden", "stairs", "tank", "leash", "purrs")
@@ -52,6 +58,19 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "base")
+
+
+def make_learner(folder: Path) -> Path:
+    """A model begun in the usual way, which learns more readily than the one of the backend's tests."""
+    tokenizer = make_tokenizer()
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=2048, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def make_row(number: int) -> dict[str, Any]:
@@ -214,6 +233,33 @@ def test_packed_rows_do_not_see_each_other(base: Path, data: Path, tmp_path: Pat
     assert packed == pytest.approx(padded, rel=1e-4)
 
 
+def test_from_a_stored_run_to_a_student_that_serves(tmp_path: Path) -> None:
+    """The command line on the real export; the student answers what it was trained on, asked by the same prompt."""
+    base = make_learner(tmp_path / "base")
+    with TraceStore(tmp_path / "traces.db") as store:
+        pets(store, users=tuple(f"u{i}" for i in range(12)))
+        export_sft(store, None, tmp_path / "sft", language="en-compact", validation=0.3)
+    run = tmp_path / "run"
+    flags = f"--data {tmp_path}/sft --model {base} --out {run} --preset cpu-smoke --no-bf16 --max-steps 90 --batch 2"
+    flags += " --learning-rate 5e-3 --eval-users 3 --save-every 90 --eval-every 0"
+    plan = cli("train", "sft", *flags.split(), "--dry-run")
+    assert plan.code == 0
+    assert "steps: 90" in plan.out
+    assert "memory_needed_gb" in plan.out
+    assert not run.exists()
+    trained = cli("train", "sft", *flags.split())
+    assert trained.code == 0
+    assert f"student in {run / 'model'} after 90 steps: parse_rate 1.000, macro_f1 1.000" in trained.out
+    assert "step 90: parse_rate 1.000" in trained.err
+    check_whole(run / "model", "full")
+    student = Profiler(f"transformers:{run / 'model'}", taxonomy=PETS, language="en-compact", samples=3)
+    profile = student.profile({**RECORD, "posted": [*RECORD["posted"], "zz spoons"]})
+    assert {name: value.voted for name, value in profile.attributes.items()} == {"pet": "Cat", "home": "Flat"}
+    other = cli("train", "sft", *flags.split(), "--seed", "7")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert "begun with seed 0" in other.err
+
+
 # --- stopped and resumed -----------------------------------------------------------------------------------
 
 CHILD = """
@@ -327,6 +373,7 @@ def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(
     refused("no rows to train on", folder=write_data(tmp_path / "empty", 0, 2))
     refused("holds no SFT data", folder=tmp_path)
     refused("fits into max_length 16", max_length=16)
+    refused("fits into the model's context, 32", model=make_model(tmp_path / "short", context=32))
     refused("no linear layer 'c_attn'", mode="lora", lora_targets="c_attn")
     refused("batch 8 cannot be divided", device_batch=3)
     if not torch.cuda.is_available():

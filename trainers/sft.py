@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from cp_agents.trainers.base_model import load_base, name_base, require_training
 from cp_agents.trainers.card import StudentCard, read_card, write_card
+from cp_agents.trainers.quiet import quiet
 from cp_agents.trainers.run_folder import RunFolder, step_of
 from cp_agents.trainers.sft_config import SftSettings
 from cp_agents.trainers.sft_plan import SftPlan, data_hash, plan_sft
@@ -44,7 +41,7 @@ def train_sft(settings: SftSettings, stream: TextIO | None = None) -> SftResult:
     require_training("supervised fine-tuning")
     run = RunFolder(settings.out)
     plan = plan_sft(settings, check=not run.is_finished)
-    with _quiet():
+    with quiet():
         args = _arguments(plan, run)
         with args.main_process_first():
             if args.process_index == 0:
@@ -82,6 +79,7 @@ def _arguments(plan: SftPlan, run: RunFolder) -> Any:
         gradient_checkpointing=settings.gradient_checkpointing,
         max_length=settings.max_length if settings.packing else None,
         packing=settings.packing,
+        ddp_find_unused_parameters=False,
         use_cpu=plan.machine.device == "cpu",
         dataloader_pin_memory=plan.machine.device == "cuda",
         seed=settings.seed,
@@ -219,30 +217,3 @@ def _figures(run: RunFolder) -> dict[str, list[str]]:
         "profiling": [f"eval_{name}" for name in shares],
         "attributes": [name for name in measured if name.startswith("eval_macro_f1/")],
     }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' own bars and remarks: what a person needs to know is said by the run."""
-    import datasets
-    from transformers.utils import logging as said
-
-    shown, level = datasets.are_progress_bars_disabled(), said.get_verbosity()
-    bars = said.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    said.disable_progress_bar()
-    said.set_verbosity_error()
-    trl = logging.getLogger("trl")
-    trl_level = trl.level
-    trl.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        trl.setLevel(trl_level)
-        said.set_verbosity(level)
-        if bars:
-            said.enable_progress_bar()
-        if not shown:
-            datasets.enable_progress_bars()

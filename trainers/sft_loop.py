@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import torch
 from transformers import TrainerCallback
 
+from cp_agents.trainers.gather import gather
 from cp_agents.trainers.profiling_eval import (
     Answer,
     EvalSet,
@@ -87,7 +88,6 @@ class RunKeeper(TrainerCallback):  # type: ignore[misc]  # transformers is not r
 
     def _profile(self, eval_set: EvalSet) -> dict[str, float]:
         """Every process takes its share of the users, and has all the numbers."""
-        from accelerate.utils import gather_object
         from trl.models import unwrap_model_for_generation
 
         plan, accelerator = self._plan, self.trainer.accelerator
@@ -109,7 +109,8 @@ class RunKeeper(TrainerCallback):  # type: ignore[misc]  # transformers is not r
                 )
         finally:
             model.train(was_training)
-        said: dict[str, Answer] = dict(gather_object(list(zip(users, answers, strict=True))))
+        parts, _ = gather(list(zip(users, answers, strict=True)))
+        said: dict[str, Answer] = {user: answer for part in parts for user, answer in part}
         return profiling_metrics({user: said[user] for user in eval_set.prompts}, eval_set)
 
     def _keep(self, step: int, is_main: bool) -> None:

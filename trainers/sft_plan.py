@@ -51,7 +51,7 @@ class SftPlan:
     """Tokens that end an answer."""
     rows: list[TokenRow]
     left_out: int
-    """Rows longer than `max_length`."""
+    """Rows longer than `max_length` or than the model reads."""
     eval_set: EvalSet | None
     machine: Machine
     device_batch: int
@@ -115,15 +115,18 @@ def plan_sft(settings: SftSettings, *, check: bool = True) -> SftPlan:
         )
     shape = read_shape(base, rank=settings.lora_rank, targets=settings.lora_targets)
     tokenizer = load_tokenizer(base)
-    ends = end_tokens(base, read_config(base), tokenizer)
+    config = read_config(base)
+    ends = end_tokens(base, config, tokenizer)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None) or settings.max_length
+    limit = min(settings.max_length, context)
     encoded = token_rows(data.rows("train"), tokenizer, ends, data.train)
     if not encoded:
         raise InputError(f"{data.train} has no rows to train on")
-    rows = [row for row in encoded if len(row) <= settings.max_length]
+    rows = [row for row in encoded if len(row) <= limit]
     if not rows:
+        what = "max_length" if limit == settings.max_length else "the model's context,"
         raise InputError(
-            f"no row of {data.train} fits into max_length {settings.max_length:,}: the shortest has "
-            f"{min(map(len, encoded)):,} tokens"
+            f"no row of {data.train} fits into {what} {limit:,}: the shortest has {min(map(len, encoded)):,} tokens"
         )
     way = Plan(
         mode=settings.mode,
