@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from cp_agents.cli import training_data, training_sft
+from cp_agents.cli import training_data, training_grpo, training_sft
 
 app = typer.Typer(help="Train a student from a stored run, stage by stage.", no_args_is_help=True)
 
 app.command("sft")(training_sft.sft)
 app.command("filter")(training_data.filter_users)
 app.command("reference")(training_data.reference)
+app.command("grpo")(training_grpo.grpo)
