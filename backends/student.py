@@ -107,7 +107,9 @@ def prompt_for(backend: Backend, taxonomy: Taxonomy, language: str | None) -> Pr
     for one in asked:
         known = one.student
         if known.prompt_version != prompt.version:
-            hint = "leave --language out" if language is not None else "students of one run need the same prompt"
+            hint = (
+                "leave --language out" if language is not None else "students of one run need the same prompt"
+            )
             raise InputError(
                 f"student {known.label} was trained on prompt {known.language} ({known.prompt_version}) and is asked"
                 f" with {prompt.language} ({prompt.version}): {hint}"
