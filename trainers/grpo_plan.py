@@ -173,12 +173,12 @@ class _Cost:
         self.way = Plan(
             settings.mode, 1, length, machine.bf16, settings.gradient_checkpointing, shards=shards
         )
-        self.vocabulary = config.vocab_size
+        self.vocabulary: int = config.vocab_size
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         kept = getattr(config, "num_key_value_heads", None) or heads
         number = 2 if machine.bf16 else 4
-        self.cache_of_rollout = 2 * length * config.num_hidden_layers * kept * width * number
+        self.cache_of_rollout: int = 2 * length * config.num_hidden_layers * kept * width * number
         self.frozen = 4 * shape.parameters // shards if settings.beta and settings.mode == "full" else 0
 
     def training(self, rows: int) -> int:
