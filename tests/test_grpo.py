@@ -23,13 +23,14 @@ pytest.importorskip("trl")
 pytest.importorskip("peft")
 
 # ruff: noqa: E402
+from cp_agents.backends.hf_model import prompt_text, text_ids
 from cp_agents.cli.app import app
 from cp_agents.errors import CpAgentsError, InputError
 from cp_agents.prompts.render import load_prompt
 from cp_agents.stores.reviews import answer_reviews
 from cp_agents.stores.traces import TraceStore
 from cp_agents.trainers import grpo_loop, grpo_plan
-from cp_agents.trainers.base_model import find_base, load_base
+from cp_agents.trainers.base_model import find_base, load_base, load_tokenizer
 from cp_agents.trainers.card import read_card, weights_hash, write_card
 from cp_agents.trainers.confidence_reward import ConfidenceReward
 from cp_agents.trainers.grpo import train_grpo
@@ -354,8 +355,20 @@ def test_an_adapter_is_laid_over_a_student_and_trained_further(road: Road, tmp_p
         plan_grpo(tiny(first.model, road.store, reference, tmp_path / "three"))
 
 
-def test_a_merged_adapter_keeps_close_to_what_it_was(road: Road, tmp_path: Path) -> None:
-    """Full training from an adapter: the frozen copy of the KL term is of the merged weights, not of the base."""
+def test_rollouts_answer_the_tokens_that_serving_sends(
+    road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an adapter, merged: the frozen copy of the KL term is of the merged weights, not of the base."""
+    from trl import GRPOTrainer
+
+    sent: list[list[int]] = []
+    generate = GRPOTrainer._generate_single_turn
+
+    def watched(self: Any, prompt_ids: list[list[int]], *rest: Any, **named: Any) -> Any:
+        sent.extend(prompt_ids)
+        return generate(self, prompt_ids, *rest, **named)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", watched)
     adapter = make_adapter_student(road.student, tmp_path / "adapter", language=LANGUAGE)
     reference = make_reference(road.store, adapter)
     result = train_grpo(tiny(adapter, road.store, reference, tmp_path / "run", steps=1, beta=0.1))
@@ -363,6 +376,13 @@ def test_a_merged_adapter_keeps_close_to_what_it_was(road: Road, tmp_path: Path)
     assert RunFolder(tmp_path / "run").rows()[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert read_card(result.model).kind == "full"
     assert not (tmp_path / "run" / "start").exists()
+
+    tokenizer, prompt = load_tokenizer(find_base(str(adapter))), load_prompt(PETS, LANGUAGE)
+    with TraceStore(road.store) as store:
+        cues = store.rows("select cues from records where run_id = ?", (reference,))
+    served = [list(text_ids(tokenizer, prompt_text(tokenizer, prompt.messages(text)))) for (text,) in cues]
+    assert len(sent) == 8
+    assert all(ids in served for ids in sent)
 
 
 def test_grpo_without_sft(road: Road, tmp_path: Path) -> None:

@@ -87,7 +87,11 @@ def _row(
         return [of_user.get(name) or "" for name in taxonomy.names]
 
     return GrpoRow(
-        prompt=[message.as_dict() for message in prompt.messages(row["cues"])],
+        # A lone surrogate has no UTF-8; serving replaces it at its tokenizer, which here is behind a table.
+        prompt=[
+            {"role": m.role, "content": m.content.encode(errors="replace").decode()}
+            for m in prompt.messages(row["cues"])
+        ],
         record_id=row["record_id"],
         c_ref=[row["c_ref"][name] for name in taxonomy.names],
         reviewed=tags(labels),
