@@ -7,7 +7,7 @@ alike. A `Tally` is plain JSON: it is what the graph carries between vote, calib
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Ballots(NamedTuple):
 
     tags: NDArray[np.int16]
     """Tag codes [K, R, M] in the order of `Attribute.names`; -1 where a sample gave no usable answer."""
-    confidence: NDArray[np.int16] | NDArray[np.float64]
+    confidence: NDArray[Any]
     """1..5, or what the answers weigh by another source than the stated one [K, R, M]; 0 where there is none."""
     samplers: NDArray[np.int16]
     """Sampler codes [R, M]."""
@@ -92,7 +92,7 @@ def weighed(
     probability = np.full(ballots.tags.shape, np.nan)
     place = {name: k for k, name in enumerate(taxonomy.names)}
     for (index, attribute), value in (known or {}).items():
-        if attribute in place and index < probability.shape[2]:
+        if attribute in place and index < ballots.tags.shape[2]:
             probability[place[attribute], 0, index] = value
     tags, confidence = weigh(source, ballots.tags, ballots.confidence, probability)
     return ballots._replace(tags=tags, confidence=confidence)

@@ -99,8 +99,8 @@ def load_ballots(
                     f"no answer of run {run_id} has a probability, by which confidence {confidence} weighs: its samples"
                     f" are kept, and verbal or agreement can decide them (`replay --confidence`)"
                 )
-    tags, weights = weigh(confidence, ballots.tags, ballots.confidence, probability)
-    return records, ballots._replace(tags=tags, confidence=weights)
+    voting, weights = weigh(confidence, ballots.tags, ballots.confidence, probability)
+    return records, ballots._replace(tags=voting, confidence=weights)
 
 
 @contextmanager
