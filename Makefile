@@ -78,6 +78,10 @@ typecheck: $(VENV)/.dev ## check types
 bench: $(VENV)/.dev ## measure throughput against a loopback server
 	@$(BIN)/python benchmarks/throughput.py
 
+train-smoke: $(VENV)/.dev ## a tiny model goes from a teacher's run to a student that serves
+	@rm -rf smoke
+	@$(BIN)/python cookbook/train_smoke.py smoke
+
 PEERS_VENV ?= .venv-peers
 
 $(PEERS_VENV)/.ready: benchmarks/peers.txt

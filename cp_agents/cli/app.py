@@ -14,6 +14,7 @@ from cp_agents.cli import (
     calibrating,
     comparing,
     demo,
+    distilling,
     doctor,
     evaluating,
     exporting,
@@ -122,6 +123,7 @@ app.command("compare")(comparing.compare)
 app.add_typer(training.app, name="train")
 app.add_typer(students.app, name="students")
 app.add_typer(exporting.app, name="export")
+app.command("distill")(distilling.distill)
 app.command("stats")(storing.stats)
 app.command("forget")(storing.forget)
 app.command("doctor")(doctor.doctor)

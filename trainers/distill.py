@@ -1,0 +1,336 @@
+"""The whole road: a teacher's run in, a student out that takes its place.
+
+    export -> sft -> filter -> reference -> grpo -> calibrate -> compare -> promote
+
+OUT/distill.json notes every stage that is done with what it found, so the same call goes on where an earlier one was
+stopped, and each stage goes on from its own checkpoints. Every stage is also a verb of its own; this is their order
+and what is handed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from cp_agents.errors import InputError
+from cp_agents.evaluation.compare import Comparison, compare_runs
+from cp_agents.evaluation.loading import Gold, load_gold
+from cp_agents.evaluation.metrics import evaluate
+from cp_agents.files import whole_file
+from cp_agents.profiler import Profiler
+from cp_agents.relabel import stored_run
+from cp_agents.runner import StoredRecord, stored_records
+from cp_agents.schema import Status
+from cp_agents.stores.student_card import weights_hash
+from cp_agents.stores.students import promote, register, student
+from cp_agents.stores.traces import TraceStore
+from cp_agents.trainers.distill_config import FREE, STAGES, DistillSettings, Stage
+from cp_agents.trainers.grpo_config import grpo_settings
+from cp_agents.trainers.reference import run_reference
+from cp_agents.trainers.sft_config import sft_settings
+from cp_agents.trainers.sft_data import export_sft
+from cp_agents.trainers.sft_rows import VALIDATION, split_of
+from cp_agents.trainers.user_filter import filter_users
+
+STATE = "distill.json"
+COMPARISON = "comparison.json"
+Facts = dict[str, Any]
+
+
+class Distilled(NamedTuple):
+    """Where a road ended."""
+
+    student: str
+    """NAME@ID."""
+    promoted: bool
+    why: str
+    """Why it was promoted or not, in one sentence."""
+    stages: dict[str, Facts]
+    """What each stage found."""
+
+
+def distill(
+    settings: DistillSettings, say: Callable[[str], None] = lambda _: None, stream: TextIO | None = None
+) -> Distilled:
+    """Go the road from where it is. `say` is told what each stage found; training shows its progress on `stream`.
+
+    Raises `InputError` for an OUT that holds a road with other settings, and what the stages raise.
+    """
+    with TraceStore(settings.store, must_exist=True) as store:
+        return _Road(settings, store, say, stream).go()
+
+
+class _Road:
+    def __init__(
+        self, settings: DistillSettings, store: TraceStore, say: Callable[[str], None], stream: TextIO | None
+    ) -> None:
+        self._settings, self._store, self._say, self._stream = settings, store, say, stream
+        self._out = settings.out
+        self._run, self._taxonomy, _ = stored_run(store, settings.run)
+        self._stages = self._open()
+        self._gold: Gold | None = None if settings.gold is None else load_gold(settings.gold)
+
+    def go(self) -> Distilled:
+        for stage in STAGES:
+            if stage not in self._settings.stages:
+                self._say(f"{stage}: skipped")
+            elif stage in self._stages:
+                self._say(f"{stage}: done before ({_words(self._stages[stage])})")
+            else:
+                found = getattr(self, f"_{stage}")()
+                self._note(stage, found)
+                self._say(f"{stage}: {_words(found)}")
+        last = self._stages.get("promote", {})
+        return Distilled(
+            student=self._student(),
+            promoted=bool(last.get("promoted")),
+            why=last.get("why", "the stage promote was skipped"),
+            stages=self._stages,
+        )
+
+    # --- what is done ---------------------------------------------------------------------------------------
+
+    def _open(self) -> dict[str, Facts]:
+        """The stages that are done. Raises `InputError` for a road with other settings."""
+        file = self._out / STATE
+        wanted = self._settings.model_dump(mode="json", exclude=set(FREE))
+        if not file.is_file():
+            if self._out.exists() and any(self._out.iterdir()):
+                raise InputError(f"{self._out} holds no road to a student: expected a new or empty folder")
+            self._write({"settings": wanted, "stages": {}})
+            return {}
+        state = json.loads(file.read_text(encoding="utf-8"))
+        for field, value in wanted.items():
+            if state["settings"].get(field) != value:
+                raise InputError(
+                    f"{file} was begun with {field} = {state['settings'].get(field)!r} and is asked to go on with"
+                    f" {value!r}: give the same settings, or another folder"
+                )
+        # What comes after a stage that was skipped then and is wanted now has to be done again.
+        done: dict[str, Facts] = {}
+        for stage in self._settings.stages:
+            if stage not in state["stages"]:
+                break
+            done[stage] = state["stages"][stage]
+        done.pop("promote", None)  # cheap, and what it goes by may have changed
+        return done
+
+    def _note(self, stage: Stage, found: Facts) -> None:
+        self._stages[stage] = found
+        self._write(
+            {
+                "settings": self._settings.model_dump(mode="json", exclude=set(FREE)),
+                "stages": self._stages,
+            }
+        )
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        self._out.mkdir(parents=True, exist_ok=True)
+        with whole_file(self._out / STATE) as file:
+            file.write(json.dumps(state, indent=1, ensure_ascii=False) + "\n")
+
+    # --- users ----------------------------------------------------------------------------------------------
+
+    def _users(self) -> dict[str, set[str]]:
+        """User ids by what they are for: held_out, rl, sft."""
+        settings = self._settings
+        parts: dict[str, set[str]] = {"held_out": set(), "rl": set(), "sft": set()}
+        for record in stored_records(self._store, self._run):
+            if split_of(record.user_id, settings.seed, settings.validation) == VALIDATION:
+                parts["held_out"].add(record.user_id)
+            else:
+                is_rl = "grpo" in settings.stages and _unit(record.user_id, settings.seed) < settings.rl_share
+                parts["rl" if is_rl else "sft"].add(record.user_id)
+        return parts
+
+    def _records(self, users: set[str]) -> list[StoredRecord]:
+        found = stored_records(self._store, self._run, users)
+        if not found:
+            raise InputError(f"run {self._run} has too few users: none is left for this stage")
+        return found
+
+    # --- stages ---------------------------------------------------------------------------------------------
+
+    def _export(self) -> Facts:
+        settings, users = self._settings, self._users()
+        data = export_sft(
+            self._store, self._run, self._out / "data", users=users["sft"] | users["held_out"],
+            language=settings.language, seed=settings.seed, validation=settings.validation,
+        )  # fmt: skip
+        rows = {name: seal.rows for name, seal in data.card.files.items()}
+        return {"rows": rows, "rl_users": len(users["rl"])}
+
+    def _sft(self) -> Facts:
+        from cp_agents.trainers.sft import train_sft
+
+        settings = self._settings
+        changes = {"seed": settings.seed, **settings.sft}
+        result = train_sft(
+            sft_settings(
+                settings.preset, model=settings.base, data=self._out / "data", out=self._out / "sft",
+                gold=settings.gold, **changes,
+            ),
+            self._stream,
+        )  # fmt: skip
+        shown = ("parse_rate", "macro_f1", "constant_macro_f1", "gold_macro_f1")
+        return {
+            "steps": result.steps,
+            **{name: result.metrics[name] for name in shown if name in result.metrics},
+        }
+
+    def _filter(self) -> Facts:
+        settings = self._settings
+        found = filter_users(
+            self._store, self._run, self._out / "rl_users.jsonl", users=self._users()["rl"],
+            shape=settings.shape, rule=settings.rule, keep=settings.keep, seed=settings.seed, gold=self._gold,
+        )  # fmt: skip
+        return {"before": found.before, "after": found.after, "groups at a disadvantage": len(found.flagged)}
+
+    def _reference(self) -> Facts:
+        run = run_reference(
+            self._store, self._out / "sft" / "model", self._records(self._users()["rl"]),
+            run=f"{self._settings.name}-reference", max_tokens=self._settings.max_tokens,
+        )  # fmt: skip
+        return {"run": run}
+
+    def _grpo(self) -> Facts:
+        from cp_agents.trainers.grpo import train_grpo
+
+        settings = self._settings
+        changes = {"seed": settings.seed, "max_tokens": settings.max_tokens, **settings.grpo}
+        result = train_grpo(
+            grpo_settings(
+                settings.preset, model=str(self._out / "sft" / "model"), store=settings.store,
+                reference=self._stages["reference"]["run"], out=self._out / "grpo",
+                users=self._out / "rl_users.jsonl" if "filter" in self._stages else None,
+                gold=settings.gold, **changes,
+            ),
+            self._stream,
+        )  # fmt: skip
+        shown = ("reward_sum", "parse_rate", "na_rate", "majority_ratio")
+        facts: Facts = {"steps": result.steps}
+        facts |= {name: round(result.metrics[name], 4) for name in shown if name in result.metrics}
+        return facts if result.stopped_by is None else {**facts, "stopped": result.stopped_by}
+
+    @property
+    def _model(self) -> Path:
+        """What the road has led to: the model of GRPO, or that of SFT where GRPO was skipped or stopped by a rule."""
+        trained_on = "grpo" in self._stages and "stopped" not in self._stages["grpo"]
+        return self._out / ("grpo" if trained_on else "sft") / "model"
+
+    def _student(self) -> str:
+        """NAME@ID of the model, registered where it is not yet."""
+        known = self._stages.get("calibrate", {}).get("student")
+        return known or f"{self._settings.name}@{register(self._store, self._settings.name, self._model)}"
+
+    def _calibrate(self) -> Facts:
+        settings, spec = self._settings, self._student()
+        profiler = Profiler(
+            backend=f"student:{spec}", store=self._store, taxonomy=self._taxonomy, samples=settings.samples,
+            max_tokens=settings.max_tokens, seed=settings.seed,
+            run=f"{settings.name}-{weights_hash(self._model)[:6]}",
+        )  # fmt: skip
+        _, report = profiler.profile_many(self._records(self._users()["held_out"]), concurrency=64)
+        calibrator = None if report.calibrator is None else report.calibrator.id
+        register(self._store, settings.name, self._model, calibrator_id=calibrator)
+        return {"student": spec, "run": report.run_id, "users": report.done, "calibrator": calibrator}
+
+    def _compare(self) -> Facts:
+        run = self._stages["calibrate"]["run"]
+        compared = compare_runs(self._store, self._run, run, gold=self._gold)
+        facts = measured(self._store, self._run, run, compared)
+        with whole_file(self._out / COMPARISON) as file:
+            file.write(compared.model_dump_json(indent=1) + "\n")
+        register(
+            self._store, self._settings.name, self._model,
+            metrics={f"held_out/{name}": value for name, value in facts.items()},
+            calibrator_id=self._stages["calibrate"]["calibrator"],
+        )  # fmt: skip
+        return facts
+
+    def _promote(self) -> Facts:
+        spec, mode = self._student(), self._settings.promote
+        holds, why = verdict(self._stages.get("compare"), self._settings)
+        if mode == "always" or (mode == "if-holds" and holds):
+            promote(self._store, self._settings.name, student(self._store, spec).student_id)
+            return {"promoted": True, "why": why if holds else f"promoted all the same: {why}"}
+        return {"promoted": False, "why": why if not holds else "it holds, and was not to be promoted"}
+
+
+def measured(store: TraceStore, teacher: str, run: str, compared: Comparison) -> Facts:
+    """What the student's answers are worth, over the users that both runs have.
+
+    `parse_rate` is over its attribute answers; `macro_f1` and `constant_macro_f1` are means over the attributes with
+    the teacher's votes as truth, the latter of the best constant answer; `gold_*` are both runs' against gold.
+    """
+    answers = dict(
+        store.rows(
+            "select p.outcome = 'ok', count(*) from records r join samples s using (record_id)"
+            " join predictions p using (sample_id) where r.run_id = ? group by 1",
+            (run,),
+        )
+    )
+    student_says = {profile.user_id: profile for _, profile in store.profiles(run)}
+    votes: dict[str, dict[str, str]] = {
+        profile.user_id: {
+            name: value.voted
+            for name, value in profile.attributes.items()
+            if value.status is not Status.FAILED
+        }
+        for _, profile in store.profiles(teacher)
+        if profile.user_id in student_says
+    }
+    _, taxonomy, _ = stored_run(store, run)
+    found = evaluate((profile.to_json() for profile in student_says.values()), votes, taxonomy)
+    facts: Facts = {
+        "users": compared.users,
+        "parse_rate": answers.get(1, 0) / max(1, sum(answers.values())),
+        "macro_f1": found.average[0].macro_f1,
+        "constant_macro_f1": found.best_constant_macro_f1,
+        "equal_tags": {name: value.equal for name, value in compared.attributes.items()},
+    }
+    for side, name in ((compared.a, "gold_teacher"), (compared.b, "gold_student")):
+        if side.gold is not None:
+            facts[name] = side.gold.average[0].macro_f1
+    return facts
+
+
+def verdict(facts: Facts | None, settings: DistillSettings) -> tuple[bool, str]:
+    """Whether a student holds by the facts of `measured`, and why, in one sentence."""
+    if facts is None:
+        return False, "it was not compared with the teacher"
+    parse, ours, constant = facts["parse_rate"], facts["macro_f1"] or 0.0, facts["constant_macro_f1"] or 0.0
+    if parse < settings.min_parse:
+        return False, f"{parse:.1%} of its answers can be read, and {settings.min_parse:.1%} are needed"
+    if ours < settings.min_gain * constant:
+        return False, (
+            f"its macro-F1 against the teacher's votes is {ours:.3f}, and {settings.min_gain:g} x the best constant"
+            f" answer's {constant:.3f} is needed"
+        )
+    teacher, own = facts.get("gold_teacher"), facts.get("gold_student")
+    if teacher is not None and own is not None and own < teacher - settings.most_loss:
+        return False, f"its macro-F1 against gold is {own:.3f}, the teacher's {teacher:.3f}"
+    return True, (
+        f"{parse:.1%} of its answers can be read, and its macro-F1 against the teacher's votes is {ours:.3f}"
+        f" (best constant answer {constant:.3f})"
+    )
+
+
+def _unit(user_id: str, seed: int) -> float:
+    """0..1 by a hash of its own, so that the part of a user does not hang on being held out."""
+    digest = hashlib.sha256(f"rl\x1f{seed}\x1f{user_id}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def _words(facts: Mapping[str, Any]) -> str:
+    def shown(value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:.3f}"
+        if isinstance(value, dict):
+            return "; ".join(f"{k} {shown(v)}" for k, v in value.items())
+        return str(value)
+
+    return ", ".join(f"{name} {shown(value)}" for name, value in facts.items())
