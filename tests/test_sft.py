@@ -32,6 +32,7 @@ from cp_agents.stores.student_card import check_whole
 from cp_agents.stores.traces import TraceStore
 from cp_agents.trainers.card import CARD, read_card
 from cp_agents.trainers.data_card import SftCard, SftFilters, SftSource
+from cp_agents.trainers.memory import Plan, Shape, check_memory, needed_bytes, rows_at_a_time
 from cp_agents.trainers.run_folder import RunFolder
 from cp_agents.trainers.sft import train_sft
 from cp_agents.trainers.sft_config import SftSettings, sft_settings
@@ -427,3 +428,30 @@ def test_settings_name_the_field() -> None:
         == sft_settings("lora", model="m", data="d", out="o").learning_rate
         == pytest.approx(1e-4)
     )
+
+
+def test_the_memory_estimate_names_the_smallest_change_that_fits() -> None:
+    shape = Shape(
+        parameters=8_000_000_000,
+        linear=7_000_000_000,
+        adapter=40_000_000,
+        layers=36,
+        hidden=4096,
+        inner=12288,
+    )
+    full = Plan("full", rows=4, length=2048, bf16=True, checkpointing=True)
+    needed = needed_bytes(shape, full, "cuda")
+    assert needed > 8e9 * 18
+    assert check_memory("m", shape, full, "cuda", free=2 * needed) == needed
+    assert needed_bytes(shape, full._replace(shards=8), "cuda") < needed / 4
+    assert needed_bytes(shape, full._replace(checkpointing=False), "cuda") > needed
+    with pytest.raises(
+        InputError, match=r"full fine-tuning with 4 rows of 2,048 tokens .* 40\.0 GB are free; LoRA would"
+    ):
+        check_memory("m", shape, full, "cuda", free=40_000_000_000)
+    with pytest.raises(InputError, match=r"QLoRA with 1 row at a time .device_batch. would take"):
+        check_memory("m", shape, full, "cuda", free=15_000_000_000)
+    rows = [rows_at_a_time(shape, full, "cuda", share=32, total=total * 10**9) for total in (80, 200, 1000)]
+    assert rows == sorted(rows)
+    assert all(32 % count == 0 for count in rows)
+    assert rows[0] == 1
