@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help setup setup-dev demo test test-light test-vllm lint format typecheck docs bench bench-vllm bench-peers clean
+.PHONY: help setup setup-dev demo train-smoke test test-light test-vllm lint format typecheck docs bench bench-vllm bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## show this help

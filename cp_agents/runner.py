@@ -13,7 +13,7 @@ from cp_agents import decide
 from cp_agents.calibration import Calibrator
 from cp_agents.cues import assemble_cues
 from cp_agents.errors import BackendError, CpAgentsError, ErrorType
-from cp_agents.graph import Fanout, ProfilingContext, compile_graph
+from cp_agents.graph import Fanout, ProfileInput, ProfilingContext, compile_graph
 from cp_agents.meter import Meter
 from cp_agents.relabel import Decided, relabel
 from cp_agents.schema import Profile, Status, UserRecord
@@ -110,10 +110,7 @@ async def run_batch(
             raw = next(pending, None)
             if raw is None:
                 return
-            if isinstance(raw, StoredRecord):
-                user_id, given = raw.user_id, {"stored": raw.record_id}
-            else:
-                user_id, given = str(raw.get("user_id")), {"record": dict(raw)}
+            user_id, given = _graph_input(raw)
             try:
                 if _is_finished(ctx, raw, finished):
                     report.resumed += 1
@@ -166,6 +163,12 @@ def store_decided(store: TraceStore, vote: VoteMethod, decided: Iterable[Decided
     while part := list(islice(iterator, batch)):
         store.put_profiles((d.record_id, decide.vote_rows(d.tallies, vote), d.profile) for d in part)
         requeue(store, {d.record_id: d.profile for d in part})
+
+
+def _graph_input(raw: Mapping[str, Any] | StoredRecord) -> tuple[str, ProfileInput]:
+    if isinstance(raw, StoredRecord):
+        return raw.user_id, {"stored": raw.record_id}
+    return str(raw.get("user_id")), {"record": dict(raw)}
 
 
 def _nobody_answers(report: BatchReport, samples: int) -> BackendError | None:

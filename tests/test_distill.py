@@ -136,8 +136,9 @@ def test_a_student_that_does_not_hold_is_not_promoted(road: Path, tmp_path: Path
     config.write_text("")
     words = [
         "--config", config, "distill", "--base", here / "base", "--out", tmp_path / "out",
-        "--store", here / "traces.db", "--preset", "cpu-smoke", "--language", "en-compact", "--validation", "0.2", "--samples", "1", "--max-tokens",
-        "16", "--skip", "grpo", "--sft", "max_steps=1", "--sft", "eval_users=0",
+        "--store", here / "traces.db", "--preset", "cpu-smoke", "--language", "en-compact",
+        "--validation", "0.2", "--samples", "1", "--max-tokens", "16", "--skip", "grpo",
+        "--sft", "max_steps=1", "--sft", "eval_users=0",
     ]  # fmt: skip
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 1, done.output

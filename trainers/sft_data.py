@@ -77,10 +77,11 @@ def export_sft(
     as `replay` gives them (before tau), or a person's answer with confidence 5; see `sft_rows`.
 
     With `users`, only theirs are written. `language` is the prompt's, by default the one that the run was sampled
-    with. A row is left out if its record is unfinished, if an attribute has no vote, and if more than `may_fail` of its attributes fail a filter
-    (`SftFilters`); a repeated pair of prompt and completion is kept once. With `reasoning`, what the sample that
-    agrees most with the row had thought goes before the answer, and rows without any are left out. `evidence=False`
-    leaves the quotations out. Users fall on one side by a hash of their id, so that new users move nobody.
+    with. A row is left out if its record is unfinished, if an attribute has no vote, and if more than `may_fail` of
+    its attributes fail a filter (`SftFilters`); a repeated pair of prompt and completion is kept once. With
+    `reasoning`, what the sample that agrees most with the row had thought goes before the answer, and rows without
+    any are left out. `evidence=False` leaves the quotations out. Users fall on one side by a hash of their id, so
+    that new users move nobody.
 
     Raises `InputError` for a folder that holds anything but an earlier export, filters that cannot be, and where no
     row is left; `StoreError` where there is no such run.
