@@ -257,7 +257,7 @@ def test_too_little_memory_is_said_before_loading(
 
 def comparable(run: Path) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in row.items() if name not in ("step_time", "epoch")}
+        {name: value for name, value in row.items() if name not in ("step_time", "rollout_time", "epoch")}
         for row in RunFolder(run).rows()
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -134,6 +135,13 @@ def _trainer(plan: GrpoPlan, run: RunFolder, args: Any, stream: TextIO | None) -
     class Trainer(GRPOTrainer):  # type: ignore[misc]  # trl is not read by the type checker
         def create_model_card(self, *_: Any, **__: Any) -> None:
             """None: the student's card says what it is, and this one would name the machine's folders."""
+
+        def _generate(self, prompts: list[Any]) -> Any:
+            """TRL times whole steps; how long sampling takes is what `generation_batch` is chosen by."""
+            began = time.perf_counter()
+            found = super()._generate(prompts)
+            self._metrics["train"]["rollout_time"].append(time.perf_counter() - began)
+            return found
 
     trainer = Trainer(
         model=model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -38,6 +39,9 @@ class RunKeeper(TrainerCallback):  # type: ignore[misc]  # transformers is not r
         self._scores = [(row["step"], row[_SCORE]) for row in run.rows() if _SCORE in row]
         self._measured: dict[str, float] = {}
         self._progress = Progress(None, 0, 1)
+        self._began = 0.0
+        self._tokens = 0
+        """That TRL has counted in this session."""
 
     @property
     def best(self) -> Path | None:
@@ -51,13 +55,19 @@ class RunKeeper(TrainerCallback):  # type: ignore[misc]  # transformers is not r
         stream = self._stream if state.is_world_process_zero else None
         self._progress = Progress(stream, state.global_step, state.max_steps)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the time."""
+        self._began = time.perf_counter()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Profile held-out users where it is time to, and stop where that has not become better for long."""
         step, settings = state.global_step, self._plan.settings
         due = step >= state.max_steps or (settings.eval_every and step % settings.eval_every == 0)
         if self._plan.eval_set is None or not due:
             return
+        since = time.perf_counter()
         found = self._profile(self._plan.eval_set)
+        self._began += time.perf_counter() - since  # a step's time is that of training
         self._measured = {f"eval_{name}": value for name, value in found.items()}
         self._progress.say(f"step {step}: {_in_words(found)}")
         if _SCORE not in self._measured:
@@ -76,6 +86,9 @@ class RunKeeper(TrainerCallback):  # type: ignore[misc]  # transformers is not r
             return
         values = {name: logs[name] for name in _KEPT if name in logs} | self._measured
         self._measured = {}
+        counted = int(logs.get("num_tokens", self._tokens))
+        values |= {"tokens": counted - self._tokens, "step_time": time.perf_counter() - self._began}
+        self._tokens = counted
         if state.is_world_process_zero:
             self._run.log(state.global_step, values)
         self._progress.step(state.global_step, f"loss {logs['loss']:.3f}")
