@@ -330,7 +330,10 @@ def test_a_profiler_closes_its_backend_and_its_store() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"taxonomy": None}, "a taxonomy should be the name of a built-in one or a YAML file, found NoneType"),
+        (
+            {"taxonomy": None},
+            "a taxonomy should be the name of a built-in one or a YAML file, found NoneType",
+        ),
         ({"taxonomy": 3}, "a taxonomy should be the name of a built-in one or a YAML file, found int"),
         ({"store": None}, "the store should be a path or a TraceStore, found NoneType"),
         ({"store": 3}, "the store should be a path or a TraceStore, found int"),
