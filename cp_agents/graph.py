@@ -134,9 +134,8 @@ def build_graph(
         record_id = ctx.store.put_record(ctx.run_id, user_id, cues, None if thread is None else str(thread))
         asked = ctx.settings.samples
         if (stopping := ctx.settings.stopping) is not None:
-            # What an earlier attempt has drawn is there for nothing.
-            last = max((i for i in ctx.store.samples(record_id) if i < asked), default=-1)
-            asked = max(adaptive.first_wave(_sizes(ctx), stopping), last + 1)
+            # Also where an earlier attempt got further: it is resumed wave by wave, to stop where it would have.
+            asked = adaptive.first_wave(_sizes(ctx), stopping)
         return {"record_id": record_id, "asked": asked, "drawn": None}
 
     async def sample(state: ProfileState) -> dict[str, Any]:
@@ -194,6 +193,9 @@ def build_graph(
             wave = adaptive.next_wave(tags, weights, _sizes(ctx), stopping)
             if wave.more:
                 return {"asked": asked + wave.more}
+            # What an earlier attempt drew beyond, before a failure was mended, is kept: it is there for nothing.
+            if (kept := 1 + max(i for i in ctx.store.samples(state["record_id"]) if i < ctx.settings.samples)) > asked:
+                return {"asked": kept}
             ctx.store.put_stop(state["record_id"], asked if wave.reason else None, wave.reason)
         votes = decide.count(ballots, ctx.taxonomy, ctx.settings.vote)
         return {"tallies": decide.tallies_of(votes, ctx.taxonomy)[0]}

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
 from cp_agents import Profiler
+from cp_agents.cli.app import app
 from cp_agents.cues import assemble_cues
 from cp_agents.runner import run_batch, stored_records
 from cp_agents.schema import UserRecord
@@ -66,3 +72,22 @@ async def test_one_graph_takes_both_kinds_of_input() -> None:
     assert first["profile"]["profile"]["pet"]["tag"] == "Cat"
     assert second["profile"]["user_id"] == RECORD["user_id"]
     assert second["profile"]["profile"]["pet"]["tag"] == "Dog"
+
+
+def test_run_name_in_place_of_a_file(tmp_path: Path) -> None:
+    def cli(*words: object) -> str:
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    (tmp_path / "users.jsonl").write_text(json.dumps({"user_id": "u1", "watched": ["truck repair"]}) + "\n")
+    store = ["--store", tmp_path / "t.db", "--samples", 3]
+    cli("profile", tmp_path / "users.jsonl", "--out", tmp_path / "a.jsonl", "--run", "teacher", *store)
+    replayed = f"replay:{tmp_path / 't.db'}#teacher"
+    cli("profile", "run:teacher", "--out", tmp_path / "b.jsonl", "--backend", replayed, *store)
+    a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.jsonl", "b.jsonl"))
+    assert a["profile"] == b["profile"]
+    assert (a["run_id"], b["run_id"]) == ("teacher", "teacher-replay")
+    gone = CliRunner().invoke(app, ["profile", "run:nobody", "--out", str(tmp_path / "c"), *map(str, store)])
+    assert gone.exit_code != 0
+    assert "no run 'nobody'" in f"{gone.output}{gone.exception}"

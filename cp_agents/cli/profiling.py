@@ -12,10 +12,12 @@ from cp_agents.cli import options as o
 from cp_agents.errors import BackendError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cp_agents.files import BadLine
     from cp_agents.profiler import Profiler
     from cp_agents.routing import ReviewPolicy
-    from cp_agents.runner import BatchReport
+    from cp_agents.runner import BatchReport, StoredRecord
 
 
 def plan(
@@ -91,7 +93,14 @@ def plan(
 
 
 def profile(
-    in_file: o.InFile,
+    in_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="JSONL, one user record a line; or run:NAME, the records of a stored run.",
+            show_default=False,
+        ),
+    ],
     out: o.OutFile,
     backend: o.Backend = "lexicon",
     store: o.Store = o.DEFAULT_STORE,
@@ -186,15 +195,22 @@ def profile(
     from cp_agents.files import BadLine, check_out, read_records, write_jsonl
     from cp_agents.prices import find_prices, prices_for
     from cp_agents.profiler import Profiler
-    from cp_agents.runner import profiles_in_order
+    from cp_agents.runner import StoredRecord, profiles_in_order
 
-    lines = list(read_records(in_file))
-    bad = [line for line in lines if isinstance(line, BadLine)]
-    records = [line for line in lines if not isinstance(line, BadLine)]
+    bad: list[BadLine] = []
+    records: list[dict[str, Any] | StoredRecord]
+    if (source := stored_source(in_file)) is not None:
+        records = list(records_of_run(store, source))
+        if batch_api:
+            raise InputError("records of a stored run cannot go by --batch-api: give their file")
+    else:
+        lines = list(read_records(in_file))
+        bad = [line for line in lines if isinstance(line, BadLine)]
+        records = [line for line in lines if not isinstance(line, BadLine)]
     if not records:
         report_bad_lines(bad)
         raise InputError(f"{in_file} holds no user records")
-    ids = [str(record["user_id"]) for record in records]
+    ids = [r.user_id if isinstance(r, StoredRecord) else str(r["user_id"]) for r in records]
     check_out(out, in_file, store, calibrator, prices, *o.files_of(backend, taxonomy))
     if concurrency < 1:
         raise InputError(f"--concurrency should be 1 or more, found {concurrency}")
@@ -277,16 +293,37 @@ def profile(
             raise typer.Exit(1)
 
 
+def stored_source(in_file: Path) -> str | None:
+    """The run that `run:NAME` in place of a file names; None for a file."""
+    kind, given, run = str(in_file).partition(":")
+    return run if kind == "run" and given and not in_file.exists() else None
+
+
+def records_of_run(store: Path, run: str) -> list[StoredRecord]:
+    """The records of a stored run, to be profiled again. Raises `StoreError` where there is no such run."""
+    from cp_agents.runner import stored_records
+    from cp_agents.stores.traces import TraceStore
+
+    with TraceStore(store, must_exist=True) as traces:
+        return stored_records(traces, traces.run(run or None)["run_id"])
+
+
 def run_name(in_file: Path, backend: str) -> str:
     """The made-up name of a run: the same for the same file and kind of backend, so that it is found again."""
     import hashlib
 
+    if (source := stored_source(in_file)) is not None:
+        return f"{source}-{backend.partition(':')[0]}"
     place = hashlib.sha256(str(in_file.resolve()).encode()).hexdigest()[:4]
     return f"{in_file.stem}-{backend.partition(':')[0]}-{place}"
 
 
 def _run(
-    profiler: Profiler, records: list[dict[str, Any]], *, by_batches: bool = False, **options: Any
+    profiler: Profiler,
+    records: Sequence[dict[str, Any] | StoredRecord],
+    *,
+    by_batches: bool = False,
+    **options: Any,
 ) -> BatchReport:
     """Run the batch with a progress line; the first Ctrl-C drains, the second one stops at once."""
     import asyncio

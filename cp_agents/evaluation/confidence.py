@@ -24,19 +24,18 @@ _BINS = 10
 
 
 def _stated(row: Row, samples: int) -> float | None:
-    # Stated confidences add up to a whole number; any other S is of another vote, and says nothing of them.
-    return row["score"] / (5 * samples) if samples and row["score"] == round(row["score"]) else None
+    return row["score"] / (5 * samples) if samples and "score" in row else None
 
 
 SOURCES: dict[str, Callable[[Row], float | None]] = {
     "verbal": lambda row: _stated(row, len(row.get("agreeing", ()))),
-    "agreement": lambda row: row["vote_share"],
+    "agreement": lambda row: row.get("vote_share"),
     "logprob": lambda row: None,
     "combined": lambda row: _stated(row, row.get("survivors", 0)),
     "probability": lambda row: row.get("probability"),
 }
 """From a profile's attribute to a number in 0..1. `verbal`: the mean stated confidence of the samples that agree
-with the vote, over 5 (votes weighted by it only). `agreement`: the vote share. `combined`: their product, S / 5M'.
+with the vote, over 5 (where `sums_of_stated` holds, like `combined`). `agreement`: the vote share. `combined`: their product, S / 5M'.
 `probability`: of a calibrator fitted on gold or reviewed rows. Where the samples are at hand, these come from them
 (`samples.of_vote`), and `logprob` is the mean probability that the model gave the tag in the samples that agree."""
 
@@ -71,6 +70,8 @@ def compare_sources(
 
     `answers` are the samples behind them, see `samples.load_answers`.
     """
+    predictions = list(predictions)
+    unreadable = () if sums_of_stated(predictions) else ("verbal", "combined")
     found: dict[str, dict[str, tuple[list[float], list[bool]]]] = {}
     within = {name: Discrimination() for name in taxonomy.names}
     for line in predictions:
@@ -81,10 +82,10 @@ def compare_sources(
                 continue
             asked = (answers or {}).get((line["user_id"], name), ())
             within[name].add(asked, taxonomy[name].match_tag(known) or known)
-            if said == NA or row["status"] == Status.FAILED:
+            if said == NA or row.get("status") == Status.FAILED:
                 continue
             right = taxonomy[name].match_tag(known) == taxonomy[name].match_tag(said)
-            read = {source: of_row(row) for source, of_row in SOURCES.items()}
+            read = {s: None if s in unreadable else of_row(row) for s, of_row in SOURCES.items()}
             if stored := of_vote(asked, row.get("agreeing", ())):
                 read = {**dict.fromkeys(read), **stored, "probability": read["probability"]}
             for source, value in read.items():
@@ -100,6 +101,24 @@ def compare_sources(
         for name in taxonomy.names
         if name in found
     }
+
+
+def sums_of_stated(predictions: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether S of these lines of OUT.jsonl can be the sum of what the samples stated, as of a vote weighted by it.
+
+    The lines do not say by which vote they were made. Of m agreeing samples such a sum is a whole number from m to 5 m;
+    where all are m, or all 5 m, they are taken for counts (majority, or `--confidence agreement`), which know nothing
+    of what was stated.
+    """
+    sums = [
+        (row["score"], len(row["agreeing"]))
+        for line in predictions
+        for row in line["profile"].values()
+        if row.get("agreeing") and "score" in row
+    ]
+    if not all(score == round(score) and m <= score <= 5 * m for score, m in sums):
+        return False
+    return not sums or not any(all(score == each * m for score, m in sums) for each in (1, 5))
 
 
 def source_metrics(
