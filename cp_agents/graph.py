@@ -194,7 +194,8 @@ def build_graph(
             if wave.more:
                 return {"asked": asked + wave.more}
             # What an earlier attempt drew beyond, before a failure was mended, is kept: it is there for nothing.
-            if (kept := 1 + max(i for i in ctx.store.samples(state["record_id"]) if i < ctx.settings.samples)) > asked:
+            stored = ctx.store.samples(state["record_id"])
+            if (kept := 1 + max((i for i in stored if i < ctx.settings.samples), default=-1)) > asked:
                 return {"asked": kept}
             ctx.store.put_stop(state["record_id"], asked if wave.reason else None, wave.reason)
         votes = decide.count(ballots, ctx.taxonomy, ctx.settings.vote)

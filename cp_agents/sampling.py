@@ -142,6 +142,12 @@ async def landed_together(completions: AsyncIterator[Completion]) -> AsyncIterat
             await close()
 
 
+def _is_scored(sample: NewSample) -> bool:
+    """Whether a sample has probabilities, or says nothing that could have one."""
+    usable = [said for said in sample.predictions.values() if said.outcome is Outcome.OK]
+    return not usable or any(said.probability is not None for said in usable)
+
+
 @lru_cache(maxsize=256)
 def _index(cues: str) -> CueIndex:
     """Shared by a record's samples, which in fan-out arrive on separate branches."""
@@ -172,14 +178,20 @@ class Landing:
         self._prompt_hash = hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def cached(self) -> list[NewSample]:
-        """Earlier answers to the very same request, as new samples that cost nothing."""
+        """Earlier answers to the very same request, as new samples that cost nothing.
+
+        Where probabilities are wanted and may be had, one that was given when nobody asked for them is no answer.
+        """
+        unscored = self.request.score_tags is None or self._ctx.backend.capabilities.logprobs is False
         found = self._ctx.store.cached(list(self._keys.values()))
         samples = []
         for index, key in self._keys.items():
             if key in found:
                 sample_id, completion = found[key]
                 completion = completion.model_copy(update={"index": index, "usage": Usage()})
-                samples.append(self._read(completion)._replace(cache_key=None, from_cache=sample_id))
+                sample = self._read(completion)._replace(cache_key=None, from_cache=sample_id)
+                if unscored or _is_scored(sample):
+                    samples.append(sample)
         self._ctx.meter.reused += len(samples)
         return samples
 

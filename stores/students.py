@@ -97,6 +97,12 @@ def model_of(kind: str, base: str, folder: Path) -> str:
     return str(folder) if kind == "full" else f"{base}+{folder}"
 
 
+def check_name(name: str) -> None:
+    """Raise `InputError` for what cannot be a student's name."""
+    if not _NAME.fullmatch(name):
+        raise InputError(f"a student's name has letters, digits, '_', '.' and '-', found {name!r}")
+
+
 def register(
     store: TraceStore,
     name: str,
@@ -113,8 +119,7 @@ def register(
     `InputError` for a folder that is half written or whose card says something else, for an adapter whose base has
     changed, and for a calibrator of another taxonomy; `StoreError` for one that the store lacks.
     """
-    if not _NAME.fullmatch(name):
-        raise InputError(f"a student's name has letters, digits, '_', '.' and '-', found {name!r}")
+    check_name(name)
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise InputError(f"no student at {folder}: expected the folder of a trained model")

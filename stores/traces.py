@@ -399,7 +399,8 @@ class TraceStore:
                 if sample.cache_key is not None and error is None:
                     keys.append((sample.cache_key, sample_id))
                 stored.append(StoredSample(sample_id, completion.index, sample.outcome, error))
-            conn.executemany("insert or ignore into cache (key, sample_id) values (?, ?)", keys)
+            # The later one: an answer is drawn again where the earlier one lacks its probabilities.
+            conn.executemany("insert or replace into cache (key, sample_id) values (?, ?)", keys)
         return stored
 
     def cached(self, keys: Sequence[str]) -> dict[str, tuple[int, Completion]]:

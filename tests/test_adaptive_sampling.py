@@ -140,18 +140,19 @@ class Dying:
 
 
 @pytest.mark.parametrize("fanout", BOTH)
+@pytest.mark.parametrize("wave", [1, 3])
 @pytest.mark.parametrize("rule", ["exact", "bayes"])
 async def test_broken_off_after_any_call_and_resumed_it_equals_an_unbroken_run(
-    fanout: Fanout, rule: Any
+    fanout: Fanout, rule: Any, wave: int
 ) -> None:
     said = mixed(3, sure=0.9)
-    unbroken = profiler(said.__getitem__, adaptive=rule, adaptive_p=0.97, fanout=fanout, run="r")
+    unbroken = profiler(said.__getitem__, adaptive=rule, adaptive_p=0.97, wave=wave, fanout=fanout, run="r")
     expected = (await unbroken.aprofile(RECORD)).to_json()
     calls = len(drawn(unbroken))
     assert 3 < calls < 10
     for broken_at in range(calls):
         endpoint = Dying(said, broken_at)
-        p = profiler(endpoint.script, adaptive=rule, adaptive_p=0.97, fanout=fanout, run="r")
+        p = profiler(endpoint.script, adaptive=rule, adaptive_p=0.97, wave=wave, fanout=fanout, run="r")
         with pytest.raises(BackendError):
             await p.aprofile(RECORD)
         kept = p.store.rows("select sample_index from samples")

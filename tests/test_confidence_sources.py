@@ -51,6 +51,28 @@ def test_probability_is_reported_where_a_calibrator_gave_one() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("scores", "known"),
+    [
+        ((16, 10), True),  # sums of what four and two samples stated
+        ((4, 2), False),  # a majority's counts
+        ((20, 10), False),  # the same by --confidence agreement
+        ((3, 5), False),  # means, by chance whole
+        ((3.1, 10), False),
+    ],
+)
+def test_what_was_stated_is_not_read_from_other_votes(scores: tuple[float, float], known: bool) -> None:
+    pairs = zip("ab", scores, (4, 2), strict=True)
+    lines = [{"user_id": user, "profile": {"pet": row("Cat", s, m, 4)}} for user, s, m in pairs]
+    found = compare_sources(lines, {"a": {"pet": "Cat"}, "b": {"pet": "Dog"}}, PETS)["pet"]
+    assert set(found) == ({"verbal", "agreement", "combined"} if known else {"agreement"})
+
+
+def test_profiles_without_votes_have_no_source() -> None:
+    lines = [{"user_id": "a", "profile": {"pet": {"tag": "Cat", "confidence": 4}}}]
+    assert compare_sources(lines, {"a": {"pet": "Cat"}}, PETS) == {}
+
+
 answers = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=2, max_size=60)
 
 

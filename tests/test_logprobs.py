@@ -15,11 +15,13 @@ from cp_agents.backends.ensemble import EnsembleBackend
 from cp_agents.backends.openai import OpenAIBackend
 from cp_agents.backends.registry import BackendOptions, resolve_backend
 from cp_agents.backends.tag_logprobs import TagToken, written_tag
+from cp_agents.background import run_sync
 from cp_agents.batch_run import run_by_batches
 from cp_agents.calibrate import fit_run
 from cp_agents.errors import InputError
 from cp_agents.profiler import Profiler
 from cp_agents.relabel import replay
+from cp_agents.runner import run_batch
 from cp_agents.schema import Completion, Message, Profile, Status, TagProbability
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import load_taxonomy
@@ -269,20 +271,34 @@ def test_a_reused_answer_keeps_its_probability(
     assert per_run[0][1:] == per_run[1][1:] == (1800, 1800, pytest.approx(per_run[0][3]))
 
 
-def test_a_reused_answer_without_a_probability_has_none(
+def test_an_answer_without_a_probability_is_asked_for_again(
     endpoint: Callable[..., LoopbackServer], tmp_path: Path
 ) -> None:
     server, store = endpoint(), tmp_path / "t.db"
     with open_profiler(server, store, run="spoken", confidence="verbal") as profiler:
         profiler.profile_many(RECORDS[:2])
     assert not any("logprobs" in body for body in server.bodies)
-    with open_profiler(server, store, run="scored") as profiler:
-        with pytest.raises(InputError, match="no answer of run scored has a probability"):
-            profiler.profile_many(RECORDS[:2])
-        # others do, and then only those fail that have none
-        profiles, _ = profiler.profile_many(RECORDS[:3])
-        failed = [all(v.status is Status.FAILED for v in p.attributes.values()) for p in profiles]
-        assert failed == [True, True, False]
+    for run, drawn in (("scored", 30), ("again", 0)):
+        with open_profiler(server, store, run=run) as profiler:
+            profiles, report = profiler.profile_many(RECORDS[:3])
+            assert report.meter.samples == drawn
+            assert all(v.status is not Status.FAILED for p in profiles for v in p.attributes.values())
+    with open_profiler(server, store, run="spoken again", confidence="verbal", min_survivors=1) as profiler:
+        assert profiler.profile_many(RECORDS[:3])[1].meter.samples == 0
+
+
+def test_of_an_endpoint_without_probabilities_answers_are_reused(
+    endpoint: Callable[..., LoopbackServer], tmp_path: Path
+) -> None:
+    server, store = endpoint(unsupported=("logprobs",)), tmp_path / "t.db"
+    with open_profiler(server, store, run="spoken", confidence="verbal") as profiler:
+        profiler.profile_many(RECORDS)
+    answered = len(server.requests)
+    none = pytest.raises(InputError, match="no answer of run scored has a probability")
+    with open_profiler(server, store, run="scored") as profiler, none:
+        run_sync(run_batch(profiler.context, RECORDS, concurrency=1))
+    # the first record alone: with log-probabilities, and without
+    assert len(server.requests) == answered + 2
 
 
 def test_a_replayed_store_has_its_probabilities(

@@ -27,10 +27,9 @@ from cp_agents.schema import Status
 from cp_agents.stores.student_card import weights_hash
 from cp_agents.stores.students import promote, register, student
 from cp_agents.stores.traces import TraceStore
-from cp_agents.trainers.distill_config import FREE, STAGES, DistillSettings, Stage
-from cp_agents.trainers.grpo_config import grpo_settings
+from cp_agents.trainers.distill_checks import check_road, read_state
+from cp_agents.trainers.distill_config import FREE, STAGES, DistillSettings, Stage, grpo_of, sft_of
 from cp_agents.trainers.reference import run_reference
-from cp_agents.trainers.sft_config import sft_settings
 from cp_agents.trainers.sft_data import export_sft
 from cp_agents.trainers.sft_rows import VALIDATION, split_of
 from cp_agents.trainers.user_filter import filter_users
@@ -70,8 +69,11 @@ class _Road:
         self._settings, self._store, self._say, self._stream = settings, store, say, stream
         self._out = settings.out
         self._run, self._taxonomy, _ = stored_run(store, settings.run)
-        self._stages = self._open()
         self._gold: Gold | None = None if settings.gold is None else load_gold(settings.gold)
+        self._stages = self._read()
+        if not self._stages:
+            check_road(settings, store, self._run, self._taxonomy, self._users())
+        self._write(self._stages)
 
     def go(self) -> Distilled:
         for stage in STAGES:
@@ -93,43 +95,51 @@ class _Road:
 
     # --- what is done ---------------------------------------------------------------------------------------
 
-    def _open(self) -> dict[str, Facts]:
-        """The stages that are done. Raises `InputError` for a road with other settings."""
+    def _read(self) -> dict[str, Facts]:
+        """The stages that are done. Raises `InputError` for a road with other settings, and for no road."""
         file = self._out / STATE
-        wanted = self._settings.model_dump(mode="json", exclude=set(FREE))
         if not file.is_file():
-            if self._out.exists() and any(self._out.iterdir()):
+            if self._out.exists() and not (self._out.is_dir() and _is_unused(self._out)):
                 raise InputError(f"{self._out} holds no road to a student: expected a new or empty folder")
-            self._write({"settings": wanted, "stages": {}})
             return {}
-        state = json.loads(file.read_text(encoding="utf-8"))
-        for field, value in wanted.items():
+        state = read_state(file)
+        for field, value in self._wanted.items():
             if state["settings"].get(field) != value:
                 raise InputError(
                     f"{file} was begun with {field} = {state['settings'].get(field)!r} and is asked to go on with"
                     f" {value!r}: give the same settings, or another folder"
                 )
-        # What comes after a stage that was skipped then and is wanted now has to be done again.
+        if "grpo" in self._settings.stages and state["stages"].get("export", {}).get("rl_users") == 0:
+            raise InputError(
+                f"{file} was begun without grpo, so SFT has learnt from all users and none is left for it: take another"
+                " folder"
+            )
+        # What comes after a stage that was skipped then and is wanted now, or the other way, has to be done again.
         done: dict[str, Facts] = {}
-        for stage in self._settings.stages:
-            if stage not in state["stages"]:
+        for stage in STAGES:
+            if (stage in self._settings.stages) != (stage in state["stages"]):
                 break
-            done[stage] = state["stages"][stage]
+            if stage in state["stages"]:
+                done[stage] = state["stages"][stage]
         done.pop("promote", None)  # cheap, and what it goes by may have changed
         return done
 
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """The settings that a road cannot change on its way."""
+        return self._settings.model_dump(mode="json", exclude=set(FREE))
+
     def _note(self, stage: Stage, found: Facts) -> None:
         self._stages[stage] = found
-        self._write(
-            {
-                "settings": self._settings.model_dump(mode="json", exclude=set(FREE)),
-                "stages": self._stages,
-            }
-        )
+        self._write(self._stages)
 
-    def _write(self, state: Mapping[str, Any]) -> None:
-        self._out.mkdir(parents=True, exist_ok=True)
+    def _write(self, stages: Mapping[str, Facts]) -> None:
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write {self._out} ({error.strerror})") from None
         with whole_file(self._out / STATE) as file:
+            state = {"settings": self._wanted, "stages": stages}
             file.write(json.dumps(state, indent=1, ensure_ascii=False) + "\n")
 
     # --- users ----------------------------------------------------------------------------------------------
@@ -166,15 +176,7 @@ class _Road:
     def _sft(self) -> Facts:
         from cp_agents.trainers.sft import train_sft
 
-        settings = self._settings
-        changes = {"seed": settings.seed, **settings.sft}
-        result = train_sft(
-            sft_settings(
-                settings.preset, model=settings.base, data=self._out / "data", out=self._out / "sft",
-                gold=settings.gold, **changes,
-            ),
-            self._stream,
-        )  # fmt: skip
+        result = train_sft(sft_of(self._settings), self._stream)
         shown = ("parse_rate", "macro_f1", "constant_macro_f1", "gold_macro_f1")
         return {
             "steps": result.steps,
@@ -190,26 +192,20 @@ class _Road:
         return {"before": found.before, "after": found.after, "groups at a disadvantage": len(found.flagged)}
 
     def _reference(self) -> Facts:
+        model = self._out / "sft" / "model"
         run = run_reference(
-            self._store, self._out / "sft" / "model", self._records(self._users()["rl"]),
-            run=f"{self._settings.name}-reference", max_tokens=self._settings.max_tokens,
+            self._store, model, self._records(self._users()["rl"]),
+            run=f"{self._settings.name}-reference-{self._tag(model)}", max_tokens=self._settings.max_tokens,
         )  # fmt: skip
         return {"run": run}
 
     def _grpo(self) -> Facts:
         from cp_agents.trainers.grpo import train_grpo
 
-        settings = self._settings
-        changes = {"seed": settings.seed, "max_tokens": settings.max_tokens, **settings.grpo}
+        kept = self._out / "rl_users.jsonl" if "filter" in self._stages else None
         result = train_grpo(
-            grpo_settings(
-                settings.preset, model=str(self._out / "sft" / "model"), store=settings.store,
-                reference=self._stages["reference"]["run"], out=self._out / "grpo",
-                users=self._out / "rl_users.jsonl" if "filter" in self._stages else None,
-                gold=settings.gold, **changes,
-            ),
-            self._stream,
-        )  # fmt: skip
+            grpo_of(self._settings, reference=self._stages["reference"]["run"], users=kept), self._stream
+        )
         shown = ("reward_sum", "parse_rate", "na_rate", "majority_ratio")
         facts: Facts = {"steps": result.steps}
         facts |= {name: round(result.metrics[name], 4) for name in shown if name in result.metrics}
@@ -221,6 +217,11 @@ class _Road:
         trained_on = "grpo" in self._stages and "stopped" not in self._stages["grpo"]
         return self._out / ("grpo" if trained_on else "sft") / "model"
 
+    def _tag(self, model: Path) -> str:
+        """Of a run of `model` in this road: two roads of one name may share a store, and even their weights."""
+        parts = (json.dumps(self._wanted, sort_keys=True), weights_hash(model))
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:6]
+
     def _student(self) -> str:
         """NAME@ID of the model, registered where it is not yet."""
         known = self._stages.get("calibrate", {}).get("student")
@@ -231,7 +232,7 @@ class _Road:
         profiler = Profiler(
             backend=f"student:{spec}", store=self._store, taxonomy=self._taxonomy, samples=settings.samples,
             max_tokens=settings.max_tokens, seed=settings.seed,
-            run=f"{settings.name}-{weights_hash(self._model)[:6]}",
+            run=f"{settings.name}-{self._tag(self._model)}",
         )  # fmt: skip
         _, report = profiler.profile_many(self._records(self._users()["held_out"]), concurrency=64)
         calibrator = None if report.calibrator is None else report.calibrator.id
@@ -317,6 +318,11 @@ def verdict(facts: Facts | None, settings: DistillSettings) -> tuple[bool, str]:
         f"{parse:.1%} of its answers can be read, and its macro-F1 against the teacher's votes is {ours:.3f}"
         f" (best constant answer {constant:.3f})"
     )
+
+
+def _is_unused(folder: Path) -> bool:
+    """Nothing there but what an interrupted `whole_file` leaves."""
+    return all(entry.name.startswith(f".{STATE}.") for entry in folder.iterdir())
 
 
 def _unit(user_id: str, seed: int) -> float:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cp_agents.errors import InputError
+from cp_agents.stores.students import check_name
 from cp_agents.trainers.difficulty import Rule, Shape
+from cp_agents.trainers.grpo_config import GrpoSettings, grpo_settings
+from cp_agents.trainers.sft_config import SftSettings, sft_settings
 
 Stage = Literal["export", "sft", "filter", "reference", "grpo", "calibrate", "compare", "promote"]
 STAGES: tuple[Stage, ...] = (
@@ -98,4 +103,37 @@ def distill_settings(**given: Any) -> DistillSettings:
     ):
         if own := sorted(set(getattr(settings, part)) & owned):
             raise InputError(f"{part}.{own[0]} is not to be set: the road sets it")
+    check_name(settings.name)
+    # Now, and not when the stages before them have taken their hours.
+    sft_of(settings)
+    if "grpo" in settings.stages:
+        grpo_of(settings, reference="reference", users=None)
     return settings
+
+
+def sft_of(settings: DistillSettings) -> SftSettings:
+    """Settings of the road's SFT. Raises `InputError` that names the field."""
+    changes = {"seed": settings.seed, **settings.sft}
+    with _named("sft"):
+        return sft_settings(
+            settings.preset, model=settings.base, data=settings.out / "data", out=settings.out / "sft",
+            gold=settings.gold, **changes,
+        )  # fmt: skip
+
+
+def grpo_of(settings: DistillSettings, reference: str, users: Path | None) -> GrpoSettings:
+    """Settings of the road's GRPO, over the run `reference`. Raises `InputError` that names the field."""
+    changes = {"seed": settings.seed, "max_tokens": settings.max_tokens, **settings.grpo}
+    with _named("grpo"):
+        return grpo_settings(
+            settings.preset, model=str(settings.out / "sft" / "model"), store=settings.store, reference=reference,
+            out=settings.out / "grpo", users=users, gold=settings.gold, **changes,
+        )  # fmt: skip
+
+
+@contextmanager
+def _named(part: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{part}: {error}") from None

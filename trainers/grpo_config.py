@@ -35,8 +35,8 @@ class GrpoSettings(BaseModel):
     """Gold JSONL. Nothing learns from it: it is what label_accuracy and reward_accuracy are measured against."""
     hybrid: bool = False
     """Let what people answered in the review queue be the target for the users and attributes that they spoke of."""
-    language: str = "en"
-    """Prompt language for a model without a student's card; a student's own is on its card."""
+    language: str | None = None
+    """Prompt language for a model without a student's card, en by default; a student's own is on its card."""
 
     mode: Mode = "full"
     steps: int = Field(default=45, ge=1)
@@ -46,9 +46,9 @@ class GrpoSettings(BaseModel):
     """G, rollouts per user: the group that votes."""
     learning_rate: float = Field(default=1e-6, gt=0, lt=1)
     """Constant: 45 steps are too few for a schedule."""
-    beta: float = Field(default=0.001, ge=0)
+    beta: float = Field(default=0.001, ge=0, allow_inf_nan=False)
     """Weight of the KL divergence from the model that training starts from; 0 does without a second model."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=0.95, gt=0, le=1)
     max_tokens: int = Field(default=1200, ge=8)
     """Most tokens of a rollout. What does not end in time is malformed from the attribute on that it ends in."""

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from cp_agents.errors import InputError
-from cp_agents.files import parse_line, raw_lines
 from cp_agents.prompts.render import Prompt, load_prompt
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import Taxonomy
 from cp_agents.trainers.base_model import Base
 from cp_agents.trainers.grpo_config import GrpoSettings
 from cp_agents.trainers.profiling_eval import read_gold
-from cp_agents.trainers.reference import ReferenceRow, load_reference, reference_rows
+from cp_agents.trainers.reference import ReferenceRow, kept_user_ids, load_reference, reference_rows
 
 
 class GrpoRow(TypedDict):
@@ -57,9 +56,14 @@ def load_grpo_data(settings: GrpoSettings, base: Base) -> GrpoData:
         run_id = store.run(settings.reference)["run_id"]
         if base.card is not None:
             taxonomy, language = base.card.read_taxonomy(), base.card.language
+            if settings.language not in (None, language):
+                raise InputError(
+                    f"language: {base.spec} is a student of the prompt {language}, and is asked to learn from"
+                    f" {settings.language}: leave it out"
+                )
             found = load_reference(store, run_id, base.files.adapter or base.files.folder)
         else:
-            taxonomy, language = _check_base_run(store, run_id, base, settings.language)
+            taxonomy, language = _check_base_run(store, run_id, base, settings.language or "en")
             found = reference_rows(store, run_id, taxonomy)
         labels = _reviewed(store, taxonomy) if settings.hybrid else {}
     if settings.users is not None:
@@ -69,7 +73,7 @@ def load_grpo_data(settings: GrpoSettings, base: Base) -> GrpoData:
             f"a step takes {settings.prompts} different users and there are {len(found)} to train on: take fewer"
             " prompts a step, or more users"
         )
-    gold = read_gold(settings.gold, {row["user_id"] for row in found}) if settings.gold else {}
+    gold = read_gold(settings.gold, {row["user_id"] for row in found}, taxonomy) if settings.gold else {}
     prompt = load_prompt(taxonomy, language)
     rows = [_row(row, prompt, taxonomy, labels, gold) for row in found]
     return GrpoData(run_id, taxonomy, prompt, language, rows)
@@ -124,7 +128,7 @@ def _check_base_run(store: TraceStore, run_id: str, base: Base, language: str) -
 
 
 def _kept(rows: Sequence[ReferenceRow], path: Path, run_id: str) -> list[ReferenceRow]:
-    wanted = _user_ids(path)
+    wanted = kept_user_ids(path)
     known = {row["user_id"] for row in rows}
     if missing := sorted(wanted - known):
         raise InputError(
@@ -132,18 +136,6 @@ def _kept(rows: Sequence[ReferenceRow], path: Path, run_id: str) -> list[Referen
             f" {missing[0]!r} the first: `train reference` over them makes it"
         )
     return [row for row in rows if row["user_id"] in wanted]
-
-
-def _user_ids(path: Path) -> set[str]:
-    if not path.is_file():
-        raise InputError(f"no file at {path}")
-    found = set()
-    for number, raw in raw_lines(path):
-        line = parse_line(raw)
-        if not isinstance(line, dict) or not isinstance(line.get("user_id"), str):
-            raise InputError(f'{path} line {number}: expected an object with a "user_id"')
-        found.add(line["user_id"])
-    return found
 
 
 def _reviewed(store: TraceStore, taxonomy: Taxonomy) -> dict[str, dict[str, str]]:

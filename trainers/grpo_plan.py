@@ -124,7 +124,7 @@ def _check_vllm(settings: GrpoSettings, base: Base) -> None:
         return
     from importlib.util import find_spec
 
-    if find_spec("vllm") is None and settings.rollout_backend == "vllm-colocate":
+    if find_spec("vllm") is None:  # the client of a server comes with vLLM too
         from cp_agents.errors import MissingExtraError
 
         raise MissingExtraError("rollouts by vLLM", "vllm")

@@ -42,19 +42,41 @@ class EvalSet:
     taxonomy: Taxonomy
 
 
-def read_gold(path: Path, users: Set[str]) -> Gold:
+def read_gold(path: Path, users: Set[str], taxonomy: Taxonomy) -> Gold:
     """Gold rows, `{"user_id", "truth": {...}}` or `{"user_id", "tags": {...}}`, of `users`.
 
-    Raises `InputError` for other rows, and where they speak of none of the users.
+    Raises `InputError` for other rows, where they speak of none of the users, and for tags that `taxonomy` has not:
+    before a step is trained, since they are compared with only at the end.
     """
-    first = next((parse_line(raw) for _, raw in raw_lines(path)), None)
-    plain = isinstance(first, dict) and "truth" not in first and "tags" in first
+    plain = False
+    for number, raw in raw_lines(path):
+        try:
+            first = parse_line(raw)
+        except InputError as error:
+            raise InputError(f"{path} line {number}: {error}") from None
+        plain = isinstance(first, dict) and "truth" not in first and "tags" in first
+        break
     gold = {
         user: tags for user, tags in load_gold(path, "tags" if plain else "truth").items() if user in users
     }
     if not gold:
-        raise InputError(f"{path} has none of the {len(users):,} held-out users")
+        raise InputError(f"{path} has none of the {len(users):,} users that it is to be compared with")
+    _check_tags(path, gold, taxonomy)
     return gold
+
+
+def _check_tags(path: Path, gold: Gold, taxonomy: Taxonomy) -> None:
+    """Attributes that the taxonomy has not are nobody's business here, unless there are no others."""
+    known = {attribute.name: attribute for attribute in taxonomy.attributes}
+    for user, tags in gold.items():
+        for name, tag in tags.items():
+            if name in known and known[name].match_tag(tag) is None:
+                raise InputError(
+                    f"{path}: gold of user {user!r}: {tag!r} is not a tag of {name!r}: expected"
+                    f" {', '.join(known[name].names)}"
+                )
+    if not any(name in known for tags in gold.values() for name in tags):
+        raise InputError(f"{path} speaks of no attribute of {taxonomy.name}: expected {', '.join(known)}")
 
 
 def generate_answers(

@@ -192,7 +192,7 @@ def read_users(
         records = [user if isinstance(user, StoredRecord) else dict(user) for user in users]
     if kept is None:
         return records
-    wanted = _user_ids(Path(kept))
+    wanted = kept_user_ids(Path(kept))
     if missing := sorted(wanted - {_user_of(record) for record in records}):
         raise InputError(
             f"{len(missing)} of the {len(wanted)} users of {kept} have no record, {missing[0]!r} the first"
@@ -204,7 +204,8 @@ def _user_of(record: Mapping[str, Any] | StoredRecord) -> str:
     return record.user_id if isinstance(record, StoredRecord) else str(record.get("user_id"))
 
 
-def _user_ids(path: Path) -> set[str]:
+def kept_user_ids(path: Path) -> set[str]:
+    """The users that a JSONL file names, as `train filter` writes it. Raises `InputError` that names the line."""
     if not path.is_file():
         raise InputError(f"no file at {path}")
     found = set()

@@ -27,7 +27,7 @@ class SftSettings(BaseModel):
     """Gold JSONL of held-out users, to be measured against besides the voted labels."""
 
     mode: Mode = "full"
-    epochs: float = Field(default=2.0, gt=0)
+    epochs: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     max_steps: int | None = Field(default=None, ge=1)
     """Steps instead of epochs."""
     learning_rate: float = Field(default=1e-5, gt=0, lt=1)

@@ -202,7 +202,9 @@ def _eval_set(settings: SftSettings, data: SftData, tokenizer: Any, ends: frozen
     held_out = list(data.rows("validation"))
     if settings.gold is not None and not held_out:
         raise InputError(f"{data.validation} has no users to compare with {settings.gold}")
-    gold = read_gold(settings.gold, {row["user_id"] for row in held_out}) if settings.gold else None
+    gold = None
+    if settings.gold is not None:
+        gold = read_gold(settings.gold, {row["user_id"] for row in held_out}, data.card.read_taxonomy())
     if not settings.eval_users or not held_out:
         if settings.patience is not None:
             raise InputError("patience needs held-out users: export the data with some, and set eval_users")

@@ -89,6 +89,8 @@ def filter_users(
         check_out(path, store.path)
     if plot and find_spec("matplotlib") is None:
         raise MissingExtraError("the plot of a filter (leave it out with --no-plot)", "train")
+    if seed < 0:
+        raise InputError(f"the seed should be 0 or more, found {seed}")
     if not 0 <= limit <= 1:
         raise InputError(f"the limit of disparity should be between 0 and 1, found {limit}")
     run, taxonomy, _ = stored_run(store, run_id)

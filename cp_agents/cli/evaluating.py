@@ -80,7 +80,8 @@ def evaluate(
     console = tables.console()
     console.print(_attributes(found))
     console.print(_averages(found))
-    console.print(_sources(sources))
+    if sources:
+        console.print(_sources(sources))
     best = found.best_constant_macro_f1
     ours = found.average[0].macro_f1
     if best and ours is not None:

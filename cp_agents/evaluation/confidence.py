@@ -35,9 +35,10 @@ SOURCES: dict[str, Callable[[Row], float | None]] = {
     "probability": lambda row: row.get("probability"),
 }
 """From a profile's attribute to a number in 0..1. `verbal`: the mean stated confidence of the samples that agree
-with the vote, over 5 (where `sums_of_stated` holds, like `combined`). `agreement`: the vote share. `combined`: their product, S / 5M'.
-`probability`: of a calibrator fitted on gold or reviewed rows. Where the samples are at hand, these come from them
-(`samples.of_vote`), and `logprob` is the mean probability that the model gave the tag in the samples that agree."""
+with the vote, over 5. `agreement`: the vote share. `combined`: their product, S / 5M'. (Both only where
+`sums_of_stated`.) `probability`: of a calibrator fitted on gold or reviewed rows. Where the samples are at hand,
+these come from them (`samples.of_vote`), and `logprob` is the mean probability that the model gave the tag in the
+samples that agree."""
 
 
 class SourceMetrics(BaseModel):
