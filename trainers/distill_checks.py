@@ -31,9 +31,7 @@ def check_road(
 
     `users` are the ids of `run` by what they are for: sft, rl, held_out.
     """
-    find_base(settings.base)
-    if settings.language is not None:
-        load_prompt(taxonomy, settings.language)
+    _check_base(settings, taxonomy)
     finished = {profile.user_id for _, profile in store.profiles(run)}
     if not finished:
         raise InputError(
@@ -59,6 +57,24 @@ def check_road(
             )
     if settings.gold is not None:
         read_gold(settings.gold, users["held_out"], taxonomy)
+
+
+def _check_base(settings: DistillSettings, taxonomy: Taxonomy) -> None:
+    """The base may be a student already, but only of this taxonomy and this prompt."""
+    card = find_base(settings.base).card
+    if card is not None and card.taxonomy_hash != taxonomy.hash:
+        raise InputError(
+            f"{settings.base} is a student of another taxonomy ({card.taxonomy_hash}) than the run has"
+            f" ({taxonomy.hash}): begin with its base model"
+        )
+    if settings.language is None:
+        return
+    version = load_prompt(taxonomy, settings.language).version
+    if card is not None and card.prompt_version != version:
+        raise InputError(
+            f"{settings.base} is a student of the prompt {card.language} ({card.prompt_version}), and"
+            f" {settings.language} is {version}: leave --language out, or begin with its base model"
+        )
 
 
 def read_state(file: Path) -> dict[str, Any]:

@@ -85,6 +85,10 @@ def filter_users(
     """
     out = Path(out)
     report_file, plot_file = out.with_suffix(".fairness.json"), out.with_suffix(".png")
+    if out == plot_file:
+        raise InputError(
+            f"{out} would be the plot and the users at once: expected another name, as kept.jsonl"
+        )
     for path in (out, report_file, *([plot_file] if plot else [])):
         check_out(path, store.path)
     if plot and find_spec("matplotlib") is None:

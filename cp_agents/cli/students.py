@@ -91,10 +91,15 @@ def register(
     ] = None,
 ) -> None:
     """Note a trained model; it serves under its name once it is promoted. Python: `stores.students.register`."""
+    from cp_agents.stores.student_card import read_card
+    from cp_agents.stores.students import check_name
     from cp_agents.stores.students import register as register_student
     from cp_agents.stores.traces import TraceStore
 
-    with TraceStore(store) as traces:
+    check_name(name)
+    if folder.is_dir():  # before a store is made for it
+        read_card(folder)
+    with TraceStore(store, must_exist=not folder.is_dir()) as traces:
         student_id = register_student(
             traces, name, folder, calibrator_id=calibrator.rpartition(":")[2] if calibrator else None
         )

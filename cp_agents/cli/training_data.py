@@ -157,12 +157,18 @@ def reference(
     Goes on where an earlier attempt stopped. Python: `cp_agents.trainers.reference.run_reference`.
     """
     from cp_agents.cli import tables
+    from cp_agents.stores.student_card import read_card
     from cp_agents.stores.traces import TraceStore
     from cp_agents.trainers.reference import load_reference, read_users, run_reference
 
     users = read_users(in_file, kept)
     where: str | Path = Path(student) if Path(student).is_dir() else student
-    with TraceStore(store) as traces, tables.progress(len(users)) as on_record:
+    if isinstance(where, Path):
+        read_card(where)  # before a store is made for it
+    with (
+        TraceStore(store, must_exist=isinstance(where, str)) as traces,
+        tables.progress(len(users)) as on_record,
+    ):
         run_id = run_reference(
             traces, where, users, run=run, temperature=temperature, seed=seed, max_tokens=max_tokens,
             token_budget=token_budget, concurrency=concurrency, on_record=on_record,
