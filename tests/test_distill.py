@@ -16,13 +16,15 @@ from typer.testing import CliRunner
 
 from cp_agents import Profiler
 from cp_agents.cli.app import app
-from cp_agents.errors import InputError
+from cp_agents.errors import CpAgentsError, InputError
 from cp_agents.stores.students import student, students
 from cp_agents.stores.traces import TraceStore
+from cp_agents.taxonomy import load_taxonomy
 from cp_agents.trainers.distill import distill, verdict
 from cp_agents.trainers.distill_config import DistillSettings, distill_settings
 from cp_agents.trainers.sft_rows import split_of
 from tests.grpo_models import WORDS
+from tests.student_models import make_student
 from tests.support import PETS, RECORD, ScriptedBackend, answer
 from tests.test_transformers_backend import make_model
 
@@ -125,9 +127,88 @@ def test_a_road_goes_on_where_it_stopped(road: Path, tmp_path: Path, monkeypatch
     assert sum("done before" in line for line in again) == 4  # all but promote
     with pytest.raises(InputError, match="begun with seed = 0"):
         distill(settings(here, out, skip=("grpo",), seed=1))
-    # GRPO is wanted after all. The users that it would need were taught already.
+    with pytest.raises(InputError, match="begun without grpo"):  # its users were taught already
+        distill(settings(here, out))
     with TraceStore(here / "traces.db") as store:
         assert len(students(store, "student")) == 1
+
+
+def test_two_roads_of_one_name_share_a_store(road: Path, tmp_path: Path) -> None:
+    here = copy(road, tmp_path)
+    found = [
+        distill(settings(here, tmp_path / f"out{samples}", samples=samples, promote="always"))
+        for samples in (1, 2)
+    ]
+    for stage in ("reference", "calibrate"):
+        assert len({one.stages[stage]["run"] for one in found}) == 2
+    with TraceStore(here / "traces.db") as store:
+        assert student(store, "student").label == found[-1].student
+
+
+def test_what_is_left_out_later_is_not_what_serves(road: Path, tmp_path: Path) -> None:
+    here, out = copy(road, tmp_path), tmp_path / "out"
+    whole = distill(settings(here, out, promote="always"))
+    told: list[str] = []
+    part = distill(settings(here, out, promote="always", skip=("grpo",)), told.append)
+    assert [line.partition(":")[0] for line in told if "done before" in line] == ["export", "sft"]
+    assert part.student != whole.student
+    with TraceStore(here / "traces.db") as store:
+        assert student(store, "student").path == (out / "sft" / "model").resolve()
+
+
+def gold_of(path: Path, tag: str) -> Path:
+    path.write_text(
+        "".join(json.dumps({"user_id": f"u{i}", "truth": {"pet": tag}}) + "\n" for i in range(USERS))
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"base": "/nowhere/at/all"}, "no model"),
+        ({"language": "tlh"}, "no prompt language"),
+        ({"preset": "paper"}, "fall to GRPO and 128 are needed"),
+        ({"validation": 1e-6}, "fall to the held-out ones and 1 are needed"),
+        ({"shape": "m", "keep": 3, "grpo": {"prompts": 4}}, "the shape m keeps 3"),
+        ({"gold": "bad"}, "'Horse' is not a tag of 'pet'"),
+        ({"gold": "none"}, "cannot be read"),
+        ({"run": "nobody"}, "holds no finished record"),
+        ({"base": "stranger"}, "is a student of another taxonomy"),
+    ],
+)
+def test_a_road_that_cannot_be_gone_is_not_begun(
+    road: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    here = copy(road, tmp_path)
+    if "gold" in changes:
+        file = tmp_path / "gold.jsonl"
+        changes = {"gold": gold_of(file, "Horse") if changes["gold"] == "bad" else file}
+    if changes.get("base") == "stranger":
+        changes = {"base": str(make_student(tmp_path / "stranger", taxonomy=load_taxonomy("profilebench")))}
+    if changes.get("run") == "nobody":
+        with Profiler(backend="lexicon", store=here / "traces.db", taxonomy=PETS, run="nobody") as profiler:
+            profiler.profile_many([])
+    asked = {**changes, "sft": {"max_steps": 1}}
+    with pytest.raises(CpAgentsError, match=says):
+        distill(settings(here, tmp_path / "out", **asked))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("state", ['{"settings', "[]", '{"settings": {}, "stages": []}'])
+def test_a_state_that_is_none_is_one_sentence(road: Path, tmp_path: Path, state: str) -> None:
+    (tmp_path / "distill.json").write_text(state)
+    with pytest.raises(InputError, match="is not the state of a road"):
+        distill(settings(road, tmp_path))
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(road: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "below"):
+        with pytest.raises(InputError, match="holds no road|cannot write"):
+            distill(settings(road, out))
+    assert file.read_text() == "mine"
 
 
 def test_a_student_that_does_not_hold_is_not_promoted(road: Path, tmp_path: Path) -> None:
@@ -185,6 +266,11 @@ def test_whether_a_student_holds(facts: dict[str, Any] | None, holds: bool, word
         ({"validation": 0}, "validation"),
         ({"sft": {"model": "x"}}, "sft.model is not to be set"),
         ({"grpo": {"store": "x"}}, "grpo.store is not to be set"),
+        ({"name": "a@b"}, "a student's name"),
+        ({"preset": "huge"}, "no preset 'huge'"),
+        ({"sft": {"batch": 0}}, "sft: batch"),
+        ({"sft": {"sort": 1}}, "sft: sort"),
+        ({"grpo": {"rollouts": 1}}, "grpo: rollouts: a group of 1"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], says: str) -> None:
