@@ -12,7 +12,7 @@ import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import openai
@@ -73,15 +73,12 @@ class Endpoint:
         return line
 
     def _client(self) -> openai.AsyncOpenAI:
-        parts = urlsplit(self._base_url)
         # Half the processor time of httpx, where it is installed; it takes no user name and password beside a key.
-        fast = find_spec("aiohttp") is not None and "@" not in parts.netloc
+        fast = find_spec("aiohttp") is not None and "@" not in urlsplit(self._base_url).netloc
         transport = openai.DefaultAioHttpClient if fast else openai.DefaultAsyncHttpxClient
         return openai.AsyncOpenAI(
             api_key=self._key or "none",
-            # The SDK would put its paths behind the query.
-            base_url=urlunsplit(parts._replace(query="", fragment="")),
-            default_query=dict(parse_qsl(parts.query, keep_blank_values=True)),
+            **client_url(self._base_url),
             max_retries=0,
             # asyncio.timeout bounds an attempt as a whole; a read timeout starts anew with every byte.
             timeout=openai.Timeout(None, connect=min(_CONNECT_TIMEOUT_S, self._timeout_s)),
@@ -134,6 +131,13 @@ async def _close_at_the_end(client: openai.AsyncOpenAI) -> AsyncGenerator[None, 
         yield
     finally:
         await client.close()
+
+
+def client_url(base_url: str) -> dict[str, Any]:
+    """The base URL and its query as the SDK takes them; of one string it puts its paths behind the query."""
+    parts = urlsplit(base_url)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    return {"base_url": urlunsplit(parts._replace(query="", fragment="")), "default_query": query}
 
 
 def public_url(base_url: str) -> str:

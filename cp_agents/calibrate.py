@@ -39,6 +39,10 @@ def fit_run(
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of calibrator {kind!r}: expected one of {', '.join(KINDS)}")
+    if kind == "quintile" and gold is not None:
+        raise InputError(
+            "a quintile calibrator needs no gold: choose the kind isotonic or platt, or give no gold"
+        )
     if vote is not None and vote not in METHODS:
         raise InputError(f"unknown vote {vote!r}: expected one of {', '.join(METHODS)}")
     run, taxonomy, settings = stored_run(store, run_id)

@@ -274,6 +274,8 @@ def test_gold_is_read_as_tags_are() -> None:
         fit_run(store, kind="isotonic", gold=gold | {"u3": {"pet": "Horse"}})
     with pytest.raises(InputError, match="none of the 1 gold users is in run scripted-"):
         fit_run(store, kind="isotonic", gold={"someone": {"pet": "Cat"}})
+    with pytest.raises(InputError, match="quintile calibrator needs no gold"):
+        fit_run(store, gold=gold)
 
 
 def test_replay_keeps_the_calibrator_of_the_run() -> None:

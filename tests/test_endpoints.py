@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cp_agents.backends.ensemble import EnsembleBackend
 from cp_agents.backends.openai import OpenAIBackend
 from cp_agents.cli.app import app
 from cp_agents.profiler import Profiler
+from cp_agents.stores.endpoints import NO_HOLDS
 from cp_agents.stores.traces import TraceStore
 from tests.loopback import LoopbackConfig, LoopbackServer, running_server
 from tests.support import RECORD
@@ -120,3 +122,20 @@ def test_a_store_of_a_version_that_knew_more() -> None:
     backend = OpenAIBackend("m", base_url="http://127.0.0.1:9/v1/")
     Profiler(backend, store)
     assert backend.capabilities.n is True
+
+
+async def test_what_an_endpoint_could_not_do_is_asked_again_some_day() -> None:
+    store = TraceStore()
+    with running_server(LoopbackConfig(honour_n=False)) as server:
+        await profile(store, "openai:m", base_url=server.url)
+        sizes(server)
+        server.config.honour_n = True  # it is upgraded
+        checked = store.rows("select checked_at from endpoints")
+        await profile(store, "openai:m", 100, base_url=server.url)
+        assert sizes(server) == [1] * 12
+        assert store.rows("select checked_at from endpoints") == checked
+        with store.transaction() as conn:
+            conn.execute("update endpoints set checked_at = ?", [f"{datetime.now(UTC) - NO_HOLDS:%Y-%m-%d}"])
+        await profile(store, "openai:m", 200, base_url=server.url)
+        assert sizes(server) == [4] * 3
+    assert store.rows("select capabilities ->> 'n' from endpoints") == [(1,)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import test_utils, web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tenacity import wait_none
@@ -770,6 +771,26 @@ async def test_the_endpoint_is_named_without_credentials(serve: Serve) -> None:
         == "https://host.example/v1"
     )
     assert OpenAIBackend("m", base_url="http://[::1]:8000/v1").identity.endpoint == "http://[::1]:8000/v1"
+
+
+async def test_a_query_and_a_password_in_the_base_url_are_sent(serve: Serve) -> None:
+    paths: list[str] = []
+    passwords: list[str | None] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        paths.append(request.path_qs)
+        passwords.append(request.headers.get("Authorization"))
+        return web.json_response(completion_body(["yes"]))
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    async with test_utils.TestServer(app) as gateway:
+        url = f"http://127.0.0.1:{gateway.port}/v1"
+        for base in (f"{url}?api-version=3&a=", f"{url.replace('//', '//me:pass@')}/?token=abc"):
+            _, backend = await serve(base_url=base)
+            assert texts(await draw(backend, request(1))) == ["yes"]
+    assert paths == ["/v1/chat/completions?api-version=3&a=", "/v1/chat/completions?token=abc"]
+    assert passwords == ["Bearer none", "Basic bWU6cGFzcw=="]
 
 
 async def test_the_key_comes_from_the_argument_or_the_environment(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from cp_agents.background import run_sync
 from cp_agents.errors import InputError
 from cp_agents.evaluation.compare import Comparison, compare_runs
 from cp_agents.evaluation.loading import Gold, load_gold
@@ -234,7 +235,10 @@ class _Road:
             max_tokens=settings.max_tokens, seed=settings.seed,
             run=f"{settings.name}-{self._tag(self._model)}",
         )  # fmt: skip
-        _, report = profiler.profile_many(self._records(self._users()["held_out"]), concurrency=64)
+        try:
+            _, report = profiler.profile_many(self._records(self._users()["held_out"]), concurrency=64)
+        finally:
+            run_sync(profiler.backend.aclose())  # the model's memory
         calibrator = None if report.calibrator is None else report.calibrator.id
         register(self._store, settings.name, self._model, calibrator_id=calibrator)
         return {"student": spec, "run": report.run_id, "users": report.done, "calibrator": calibrator}

@@ -121,12 +121,15 @@ def _models(base_url: str) -> tuple[str, bool]:
 
     import openai
 
-    from cp_agents.backends.endpoint import public_url
+    from cp_agents.backends.endpoint import client_url, public_url
 
     public_url(base_url)  # an InputError for what is no URL
     try:
         with openai.OpenAI(
-            base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=10, max_retries=0
+            **client_url(base_url),
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            timeout=10,
+            max_retries=0,
         ) as client:
             models = [model.id for model in client.models.list()]
     except openai.APIStatusError as error:
