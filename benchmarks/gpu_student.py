@@ -1,7 +1,7 @@
 """What SFT and GRPO make of a small model on one GPU: `python -m benchmarks.gpu_student DATA OUT`.
 
-    python -m benchmarks.gpu_student DATA OUT --until filter     # teacher and data: no GPU needed
-    python -m benchmarks.gpu_student DATA OUT --minutes 9        # all else; again until it says that all is done
+    python -m benchmarks.gpu_student DATA OUT --until eval-teacher    # teacher and data: no GPU needed
+    python -m benchmarks.gpu_student DATA OUT --minutes 9             # all else; again until it says that all is done
 
 DATA holds unlabelled.jsonl, users.jsonl and gold.jsonl. The lexicon votes on the first --sft-users and the next
 --rl-users of unlabelled.jsonl; the model learns the former's votes (SFT, en-compact prompt) and is reinforced on some
@@ -16,13 +16,14 @@ of the latter (GRPO); then every model profiles users.jsonl and is compared with
 The same command goes on where it stopped, also after a kill. A stage has a budget in seconds (--budget NAME=SECONDS);
 what takes longer is left out and the tables say so. OUT gets results.json, results.md and curves.png after every call.
 
-The defaults are cut so that all budgets together are 25 minutes: 45 steps of GRPO have 16 users x 32 rollouts where
-the paper has 128 x 32, answers have no evidence, and the ablations have fewer steps. The tables say what was used.
-Stop rules are off, since how a recipe fails is what an ablation is about; where one would have ended a run is said.
+The defaults are cut so that the budgets of all that takes a GPU are 25 minutes together: 45 steps of GRPO have 16 users
+x 32 rollouts where the paper has 128 x 32, answers have no evidence, and the ablations have fewer steps. The tables say
+what was used. Stop rules are off, since how a recipe fails is what an ablation is about; where one would have ended a
+run is said.
 
-On another machine OUT goes on without OUT/teacher.db once `filter` is done; DATA then needs users.jsonl and gold.jsonl
-alone. --model is a folder, a GGUF file or a packaged model; a file too large to travel in one piece does in two: `split
--b 50M model.gguf part-`, and there `cat part-* > model.gguf`.
+On another machine OUT goes on without OUT/teacher.db once `eval-teacher` is done, and DATA without unlabelled.jsonl.
+--model is a folder, a GGUF file or a packaged model; a file too large to travel in one piece does in two: `split -b 50M
+model.gguf part-`, and there `cat part-* > model.gguf`.
 """
 
 from __future__ import annotations
@@ -41,21 +42,21 @@ from benchmarks.student_tables import report
 from cp_agents.errors import InputError
 
 STAGES = (
-    Stage("teacher", (), 170),
-    Stage("export", ("teacher",), 20),
-    Stage("filter", ("teacher",), 10),
-    Stage("eval-teacher", (), 25),
+    Stage("teacher", (), 600),
+    Stage("export", ("teacher",), 60),
+    Stage("filter", ("teacher",), 30),
+    Stage("eval-teacher", (), 60),
     Stage("sft", ("export",), 120),
-    Stage("eval-sft", ("sft",), 45),
-    Stage("reference", ("sft", "filter"), 25),
+    Stage("eval-sft", ("sft",), 60),
+    Stage("reference", ("sft", "filter"), 30),
     Stage("grpo", ("reference",), 400),
-    Stage("eval-grpo", ("grpo",), 45),
-    Stage("eval-base", (), 70),
-    Stage("grpo-self", ("reference",), 250),
-    Stage("eval-grpo-self", ("grpo-self",), 45),
-    Stage("base-reference", ("filter",), 30),
-    Stage("grpo-no-sft", ("base-reference",), 185),
-    Stage("eval-grpo-no-sft", ("grpo-no-sft",), 60),
+    Stage("eval-grpo", ("grpo",), 60),
+    Stage("eval-base", (), 160),
+    Stage("grpo-self", ("reference",), 240),
+    Stage("eval-grpo-self", ("grpo-self",), 60),
+    Stage("base-reference", ("filter",), 40),
+    Stage("grpo-no-sft", ("base-reference",), 150),
+    Stage("eval-grpo-no-sft", ("grpo-no-sft",), 160),
 )
 """What the table is about comes first, so that a time that is too short costs the ablations."""
 

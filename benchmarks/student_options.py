@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def parser(description: str, stages: Sequence[str]) -> argparse.ArgumentParser:
-    """All options with defaults that fit into 25 minutes of a large GPU."""
+    """All options, with defaults that fit into 25 minutes of a large GPU."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -20,7 +20,7 @@ def parser(description: str, stages: Sequence[str]) -> argparse.ArgumentParser:
     add("--until", choices=stages, help="the last stage of this call")
     add("--budget", type=_budget(stages), action="append", default=[], help="NAME=SECONDS, of one stage")
     add("--seed", type=int, default=0)
-    add("--rows", type=int, help="answers that are sampled at a time outside of GRPO")
+    add("--rows", type=int, help="answers sampled at a time outside of GRPO; on a GPU 1024 by default")
     add("--peak-tflops", type=float, default=989.0, help="of the device, in dense bf16: an H200's by default")
 
     data = made.add_argument_group("data")
@@ -42,7 +42,7 @@ def parser(description: str, stages: Sequence[str]) -> argparse.ArgumentParser:
     grpo = made.add_argument_group("GRPO")
     grpo.add_argument("--grpo-steps", type=int, default=45)
     grpo.add_argument("--self-steps", type=int, default=30, help="of the ablation with self-confidence")
-    grpo.add_argument("--no-sft-steps", type=int, default=8, help="of the ablation without SFT")
+    grpo.add_argument("--no-sft-steps", type=int, default=6, help="of the ablation without SFT")
     grpo.add_argument("--grpo-prompts", type=int, default=16, help="users a step")
     grpo.add_argument("--no-sft-prompts", type=int, default=8, help="users a step without SFT")
     grpo.add_argument("--grpo-rollouts", type=int, default=32, help="per user")

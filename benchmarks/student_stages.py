@@ -22,6 +22,7 @@ from cp_agents.stores.traces import TraceStore
 
 NO_RULES = {"confidence_rise": None, "na_rise": None, "na_most": None, "parse_least": None}
 CONCURRENCY = 512
+GPU_ROWS = 1024
 WATCHED = ("reward_sum", "parse_rate", "na_rate", "majority_ratio", "tag_entropy", "confidence_mean", "kl")
 
 
@@ -226,8 +227,8 @@ class Bench:
                 spec = f"student:{name}@{register(opened, name, self.out / name / 'model')}"
             if name == "grpo-no-sft":
                 made["max_tokens"] = o.base_max_tokens
-            if o.rows is not None:
-                spec += f"?max_rows={o.rows}"
+            if rows := self._rows():
+                spec += f"?max_rows={rows['max_rows']}"
         if name != "teacher" and not o.evidence:
             made["evidence_cap"] = (
                 None  # or all confidences would be cut alike, for what nobody was taught to give
@@ -262,7 +263,8 @@ class Bench:
         }
 
     def _rows(self) -> dict[str, Any]:
-        return {} if self.options.rows is None else {"max_rows": self.options.rows}
+        rows = self.options.rows or (GPU_ROWS if _on_gpu() else None)
+        return {} if rows is None else {"max_rows": rows}
 
 
 def read_users(path: Path, most: int | None = None) -> list[dict[str, Any]]:
