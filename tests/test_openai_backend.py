@@ -407,7 +407,10 @@ async def test_a_rate_limit_holds_every_call_for_as_long_as_it_asks(serve: Serve
     limited = Reply(error_body("slow down"), 429, {"Retry-After": "0.3"})
     server, backend = await serve(LoopbackConfig(script=once(limited)), n="no")
     first = asyncio.create_task(draw(backend, request(1)))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):
+        while not server.requests or server.requests[0].finished is None:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # the answer is read
     assert len(server.requests) == 1
     got = await asyncio.gather(first, *(draw(backend, request(2, user=user)) for user in range(1, 6)))
     assert all(kinds(completions) == {None} for completions in got)
