@@ -275,6 +275,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(store: TraceStore, tmp
         filter_users(store, "x", out, plot=False)
     with pytest.raises(InputError, match="expected between 1 and 60 users to keep, found 61"):
         filter_users(store, "r", out, keep=61, plot=False)
+    with pytest.raises(InputError, match="the seed should be 0 or more"):
+        filter_users(store, "r", out, seed=-1, plot=False)
+    with pytest.raises(InputError, match="the plot and the users at once"):
+        filter_users(store, "r", out.with_suffix(".png"))
     with pytest.raises(InputError, match="disparity should be between 0 and 1"):
         filter_users(store, "r", out, limit=2, plot=False)
     with pytest.raises(InputError, match="keeps its data in"):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cp_agents.cli.app import app
 from cp_agents.cues import assemble_cues
-from cp_agents.errors import InputError
+from cp_agents.errors import CpAgentsError, InputError
 from cp_agents.profiler import Profiler
 from cp_agents.schema import Completion, UserRecord
 from cp_agents.stores.forget import forget
@@ -137,6 +137,18 @@ def test_the_command(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert said == (
         "reference confidence of 1 users in run ref of traces.db; attributes by C_ref 1: 2, 2: 0, 3: 0, 4: 0, 5: 0\n"
     )
+
+
+@pytest.mark.parametrize("who", ["nowhere/model", "s9", "."])
+def test_the_command_makes_no_store_for_a_student_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "users.jsonl").write_text(json.dumps(USERS[0]) + "\n", encoding="utf-8")
+    with pytest.raises(CpAgentsError) as error:
+        CliRunner().invoke(app, ["train", "reference", who, "--in", "users.jsonl"], catch_exceptions=False)
+    assert error.value.exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["users.jsonl"]
 
 
 def test_only_the_users_that_a_filter_kept(tmp_path: Path) -> None:

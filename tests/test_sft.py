@@ -384,6 +384,16 @@ def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(
     refused("batch 8 cannot be divided", device_batch=3)
     if not torch.cuda.is_available():
         refused("needs a GPU", mode="qlora")
+    refused("epochs: ", epochs=float("inf"))
+    gold = tmp_path / "gold.jsonl"
+    for line, says in (
+        ("\xff", "gold.jsonl line 1: not JSON"),
+        ('{"user_id": "x", "truth": {"pet": "Cat"}}', "has none of the 6 users"),
+        ('{"user_id": "u24", "truth": {"pet": "Horse"}}', "'Horse' is not a tag of 'pet'"),
+        ('{"user_id": "u24", "truth": {"colour": "red"}}', "speaks of no attribute of pets"),
+    ):
+        gold.write_text(line + "\n")
+        refused(says, gold=gold)
     refused("patience needs held-out users", folder=write_data(tmp_path / "alone", 4, 0), patience=1)
     bare = make_model(tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
@@ -411,9 +421,9 @@ def test_a_student_of_another_taxonomy_prompt_or_base_is_refused(
 def test_too_little_memory_is_said_before_anything_is_loaded(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cp_agents.trainers import sft_plan
+    from cp_agents.trainers import machine
 
-    monkeypatch.setattr(sft_plan, "memory", lambda device: (10_000_000, 10_000_000))
+    monkeypatch.setattr(machine, "memory", lambda device: (10_000_000, 10_000_000))
     with pytest.raises(InputError, match=r"too little memory .* 0\.0 GB are free; no setting would fit"):
         train_sft(settings(base, data, tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -467,6 +467,10 @@ def test_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "out" / "model.safetensors").is_file()
     with pytest.raises(InputError, match="promote names one student"):
         cli("students", "promote", "s1")
+    for words in (("a@b", str(folder)), ("s2", str(tmp_path)), ("s2", str(tmp_path / "nowhere"))):
+        with pytest.raises(CpAgentsError):
+            cli("students", "register", *words, "--store", "new.db")
+        assert not Path("new.db").exists()
 
 
 def test_plan_shows_the_students_own_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
