@@ -46,17 +46,18 @@ STAGES = (
     Stage("export", ("teacher",), 60),
     Stage("filter", ("teacher",), 30),
     Stage("eval-teacher", (), 60),
-    Stage("sft", ("export",), 120),
+    Stage("unpack", (), 60),
+    Stage("sft", ("export", "unpack"), 120),
     Stage("eval-sft", ("sft",), 60),
     Stage("reference", ("sft", "filter"), 30),
     Stage("grpo", ("reference",), 400),
     Stage("eval-grpo", ("grpo",), 60),
-    Stage("eval-base", (), 160),
+    Stage("eval-base", ("unpack",), 140),
     Stage("grpo-self", ("reference",), 240),
     Stage("eval-grpo-self", ("grpo-self",), 60),
-    Stage("base-reference", ("filter",), 40),
+    Stage("base-reference", ("filter", "unpack"), 40),
     Stage("grpo-no-sft", ("base-reference",), 150),
-    Stage("eval-grpo-no-sft", ("grpo-no-sft",), 160),
+    Stage("eval-grpo-no-sft", ("grpo-no-sft",), 120),
 )
 """What the table is about comes first, so that a time that is too short costs the ablations."""
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.stages import Facts, Stages
+from benchmarks.student_measures import mfu, on_gpu, parse_rate, read_users
 from cp_agents.errors import InputError
 from cp_agents.evaluation.loading import load_gold
 from cp_agents.evaluation.metrics import evaluate
-from cp_agents.files import BadLine, read_records, whole_file, write_jsonl
+from cp_agents.files import whole_file, write_jsonl
 from cp_agents.profiler import Profiler
 from cp_agents.stores.students import register
 from cp_agents.stores.traces import TraceStore
@@ -37,10 +37,11 @@ class Bench:
         o = self.options
         if name.startswith("eval-"):
             return partial(self.evaluate, name.removeprefix("eval-"))
-        return {
+        found: dict[str, Callable[[], Facts]] = {
             "teacher": self.teacher,
             "export": self.export,
             "filter": self.filter,
+            "unpack": self.unpack,
             "sft": self.sft,
             "reference": self.reference,
             "base-reference": self.base_reference,
@@ -51,7 +52,8 @@ class Bench:
             "grpo-no-sft": partial(
                 self.grpo, "grpo-no-sft", steps=o.no_sft_steps, prompts=o.no_sft_prompts, trained=False
             ),
-        }[name]
+        }
+        return found[name]
 
     # --- data, without a GPU --------------------------------------------------------------------------------------
 
@@ -103,6 +105,23 @@ class Bench:
 
     # --- training -------------------------------------------------------------------------------------------------
 
+    @property
+    def base(self) -> str:
+        """The model to begin with: as it was named, or as it was unpacked."""
+        return str(self.out / "base") if self.stages.facts("unpack")["unpacked"] else self.options.model
+
+    def unpack(self) -> Facts:
+        """A GGUF file as a folder of plain weights: unpacking takes seconds, and five stages would each do it."""
+        from cp_agents.trainers.base_model import find_base, load_base
+
+        base = find_base(self.options.model)
+        if base.files.gguf:
+            model, tokenizer = load_base(base)
+            shutil.rmtree(self.out / "base", ignore_errors=True)
+            model.save_pretrained(self.out / "base")
+            tokenizer.save_pretrained(self.out / "base")
+        return {"unpacked": base.files.gguf is not None}
+
     def sft(self) -> Facts:
         """All weights, on the teacher's votes."""
         from cp_agents.trainers.base_model import find_base
@@ -113,13 +132,13 @@ class Bench:
 
         o = self.options
         settings = sft_settings(
-            "paper", model=o.model, data=self.out / "data", out=self.out / "sft", seed=o.seed,
+            "paper", model=self.base, data=self.out / "data", out=self.out / "sft", seed=o.seed,
             learning_rate=o.sft_learning_rate, batch=o.sft_batch, epochs=o.sft_epochs, max_steps=o.sft_steps,
             packing=o.packing, gradient_checkpointing=False, eval_every=0, eval_users=0, save_every=50,
         )  # fmt: skip
         result = train_sft(settings, sys.stderr)
         rows = RunFolder(settings.out).rows()
-        parameters = read_shape(find_base(o.model), rank=1, targets="all-linear").parameters
+        parameters = read_shape(find_base(self.base), rank=1, targets="all-linear").parameters
         # The first step pays for what is set up with it.
         timed = rows[1:] or rows
         tokens, seconds = sum(row["tokens"] for row in timed), sum(row["step_time"] for row in timed)
@@ -130,7 +149,7 @@ class Bench:
             "parameters": parameters,
             "tokens": sum(row["tokens"] for row in rows),
             "tokens_per_s": tokens / seconds,
-            "mfu": mfu(parameters, tokens, seconds, o.peak_tflops) if _on_gpu() else None,
+            "mfu": mfu(parameters, tokens, seconds, o.peak_tflops) if on_gpu() else None,
             "peak_tflops": o.peak_tflops,
         }
 
@@ -151,7 +170,7 @@ class Bench:
         """C_ref of the base model: what its own likeliest answers state."""
         o = self.options
         profiler = Profiler(
-            f"transformers:{o.model}", store=self.out / "students.db", run="base-reference", samples=1,
+            f"transformers:{self.base}", store=self.out / "students.db", run="base-reference", samples=1,
             language=o.base_language, temperature=0.0, max_tokens=o.base_max_tokens, seed=o.seed, evidence_cap=None,
             extra=self._rows(),
         )  # fmt: skip
@@ -177,7 +196,7 @@ class Bench:
         o = self.options
         per_step = prompts * o.grpo_rollouts
         settings = grpo_settings(
-            "paper", model=str(self.out / "sft" / "model") if trained else o.model, store=self.out / "students.db",
+            "paper", model=str(self.out / "sft" / "model") if trained else self.base, store=self.out / "students.db",
             reference="reference" if trained else "base-reference", out=self.out / name,
             users=self.out / "rl_users.jsonl", language=None if trained else o.base_language, steps=steps,
             prompts=prompts, rollouts=o.grpo_rollouts, learning_rate=o.grpo_learning_rate,
@@ -220,7 +239,7 @@ class Bench:
         if name == "teacher":
             spec, made = "lexicon", {"samples": o.teacher_samples}
         elif name == "base":
-            spec = f"transformers:{o.model}"
+            spec = f"transformers:{self.base}"
             made |= {"language": o.base_language, "max_tokens": o.base_max_tokens, "extra": self._rows()}
         else:
             with TraceStore(store) as opened:
@@ -263,38 +282,5 @@ class Bench:
         }
 
     def _rows(self) -> dict[str, Any]:
-        rows = self.options.rows or (GPU_ROWS if _on_gpu() else None)
+        rows = self.options.rows or (GPU_ROWS if on_gpu() else None)
         return {} if rows is None else {"max_rows": rows}
-
-
-def read_users(path: Path, most: int | None = None) -> list[dict[str, Any]]:
-    """The first `most` lines of a JSONL file of objects. Raises `InputError` for a line that is none."""
-    found = []
-    for line in islice(read_records(path), most):
-        if isinstance(line, BadLine):
-            raise InputError(line.message)
-        found.append(line)
-    return found
-
-
-def parse_rate(store: TraceStore, run: str) -> float:
-    """Of all attributes of all samples, those that could be read."""
-    counts = dict(
-        store.rows(
-            "select p.outcome = 'ok', count(*) from records r join samples s using (record_id)"
-            " join predictions p using (sample_id) where r.run_id = ? group by 1",
-            (run,),
-        )
-    )
-    return float(counts.get(1, 0) / max(1, sum(counts.values())))
-
-
-def mfu(parameters: int, tokens: float, seconds: float, peak_tflops: float) -> float:
-    """The share of the device's peak that the model's own arithmetic takes, at 6 operations by parameter and token."""
-    return 6 * parameters * tokens / seconds / (peak_tflops * 1e12)
-
-
-def _on_gpu() -> bool:
-    from cp_agents.backends.hf_model import best_device
-
-    return best_device() == "cuda"

@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def report(options: argparse.Namespace, entries: Entries, stages: Sequence[str]) -> None:

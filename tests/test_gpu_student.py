@@ -18,14 +18,14 @@ pytest.importorskip("matplotlib")
 from benchmarks import gpu_student
 from benchmarks.gpu_student import STAGES, main
 from benchmarks.stages import Facts, OverTime, Stage, Stages
-from benchmarks.student_stages import mfu
+from benchmarks.student_measures import mfu
 from benchmarks.student_tables import METRICS, MODELS
 from cookbook.train_smoke import tiny_model, users
 from cp_agents.errors import InputError
 from cp_agents.profiler import Profiler
 from cp_agents.trainers.run_folder import RunFolder
 
-SFT, RL, GOLD = 40, 20, 6
+SFT, RL, GOLD = 40, 20, 4
 
 
 @pytest.fixture(autouse=True)
