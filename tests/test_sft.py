@@ -356,6 +356,30 @@ def test_training_stops_when_profiling_gets_no_better_and_keeps_the_best(
     assert sorted(path.name for path in (run.out / "checkpoints").glob("best-*")) == []
 
 
+def test_the_best_round_outlives_a_better_one_that_a_kill_took(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cp_agents.trainers.sft_loop import RunKeeper
+
+    scores = {1: 0.4, 2: 0.1, 3: 0.5}
+
+    def profile(keeper: Any, _: object) -> dict[str, float]:
+        step = keeper.trainer.state.global_step
+        if step == 4 and scores[3] == 0.5:
+            raise KeyboardInterrupt
+        return {"macro_f1": scores.get(step, 0.1), "parse_rate": 1.0}
+
+    monkeypatch.setattr(RunKeeper, "_profile", profile)
+    run = settings(base, data, tmp_path / "run", max_steps=5, save_every=2, eval_every=1, patience=9)
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(run)
+    scores[3] = 0.1  # on a GPU the same step need not come to the same
+    result = train_sft(run)
+    assert result.resumed_from == 2
+    assert read_card(result.model).training["kept_step"] == 1
+    assert sorted(path.name for path in (run.out / "checkpoints").glob("best-*")) == []
+
+
 # --- mistakes ----------------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from cp_agents.errors import InputError
+from cp_agents.trainers.presets import from_preset
 from cp_agents.trainers.rewards import RewardSettings
 from cp_agents.trainers.stop_rules import StopRules
 
@@ -125,19 +126,7 @@ def grpo_settings(preset: str = "paper", **changes: Any) -> GrpoSettings:
 
     A mode other than the preset's brings the learning rate of its own kind along, unless one is given.
     """
-    if preset not in PRESETS:
-        raise InputError(f"no preset {preset!r}: there are {', '.join(PRESETS)}")
-    values = {**PRESETS[preset], **changes}
-    was_full, is_full = PRESETS[preset]["mode"] == "full", values["mode"] == "full"
-    if was_full != is_full and "learning_rate" not in changes:
-        values["learning_rate"] = PRESETS[preset]["learning_rate"] * (10 if was_full else 0.1)
-    try:
-        settings = GrpoSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        says = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{field}: {says}, found {str(first['input'])[:80]!r}") from None
+    settings = from_preset(GrpoSettings, PRESETS, preset, changes)
     if settings.rollouts < 2:
         raise InputError(
             "rollouts: a group of 1 agrees with its own vote, so there is nothing to learn; take at least 2"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,9 @@ from cp_agents.errors import InputError
 from cp_agents.trainers.base_model import Base, end_tokens, find_base, load_tokenizer, read_config
 from cp_agents.trainers.grpo_config import Batches, GrpoSettings, plan_batches
 from cp_agents.trainers.grpo_data import GrpoData, GrpoRow, load_grpo_data
-from cp_agents.trainers.memory import Plan, Shape, memory, needed_bytes, read_shape
-from cp_agents.trainers.sft_plan import Machine
+from cp_agents.trainers.machine import Machine, find_machine
+from cp_agents.trainers.machine import shards as count_shards
+from cp_agents.trainers.memory import Plan, Shape, needed_bytes, read_shape
 
 _LOGIT_COPIES = 4
 """Of a token's logits in float32: as computed, by temperature, as log-probabilities, and their gradient."""
@@ -84,7 +84,7 @@ def plan_grpo(settings: GrpoSettings, *, check: bool = True) -> GrpoPlan:
     base = find_base(settings.model)
     _check_vllm(settings, base)
     data = load_grpo_data(settings, base)
-    machine = _machine(settings)
+    machine = find_machine(settings.bf16)
     shape = read_shape(base, rank=settings.lora_rank, targets=settings.lora_targets)
     tokenizer, config = load_tokenizer(base), read_config(base)
     lengths = _lengths(data.rows, tokenizer)
@@ -143,25 +143,6 @@ def _lengths(rows: list[GrpoRow], tokenizer: Any) -> list[int]:
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
-def _machine(settings: GrpoSettings) -> Machine:
-    from cp_agents.backends.hf_model import best_device, best_dtype
-
-    device = best_device()
-    free, total = memory(device)
-    able = best_dtype(device) == "bfloat16"
-    if settings.bf16 and device == "cuda" and not able:
-        raise InputError("this GPU does not compute in bfloat16: train with bf16 off")
-    bf16 = able if settings.bf16 is None else settings.bf16
-    return Machine(device, bf16, int(os.environ.get("WORLD_SIZE", "1")), free, total)
-
-
-def _is_sharded() -> bool:
-    return any(
-        os.environ.get(name, "false").lower() == "true"
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    )
-
-
 class _Cost:
     """What memory a way to train takes: SFT's estimate, the frozen copy, the logits, and the cache in sampling."""
 
@@ -169,7 +150,7 @@ class _Cost:
         self, settings: GrpoSettings, shape: Shape, config: Any, machine: Machine, length: int
     ) -> None:
         self.settings, self.shape, self.machine = settings, shape, machine
-        shards = machine.processes if _is_sharded() else 1
+        shards = count_shards(machine.processes)
         self.way = Plan(
             settings.mode, 1, length, machine.bf16, settings.gradient_checkpointing, shards=shards
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from cp_agents.errors import InputError
+from cp_agents.trainers.presets import from_preset
 
 Mode = Literal["full", "lora", "qlora"]
 
@@ -99,15 +99,4 @@ def sft_settings(preset: str = "paper", **changes: Any) -> SftSettings:
 
     A mode other than the preset's brings the learning rate of its own kind along, unless one is given.
     """
-    if preset not in PRESETS:
-        raise InputError(f"no preset {preset!r}: there are {', '.join(PRESETS)}")
-    values = {**PRESETS[preset], **changes}
-    was_full, is_full = PRESETS[preset]["mode"] == "full", values["mode"] == "full"
-    if was_full != is_full and "learning_rate" not in changes:
-        values["learning_rate"] = PRESETS[preset]["learning_rate"] * (10 if was_full else 0.1)
-    try:
-        return SftSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{field}: {first['msg']}, found {str(first['input'])[:80]!r}") from None
+    return from_preset(SftSettings, PRESETS, preset, changes)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from cp_agents.errors import InputError
 from cp_agents.taxonomy import Taxonomy
@@ -18,23 +17,12 @@ from cp_agents.trainers.base_model import (
     load_tokenizer,
     read_config,
 )
-from cp_agents.trainers.memory import Plan, check_memory, memory, needed_bytes, read_shape, rows_at_a_time
+from cp_agents.trainers.machine import Machine, find_machine, shards
+from cp_agents.trainers.memory import Plan, check_memory, needed_bytes, read_shape, rows_at_a_time
 from cp_agents.trainers.profiling_eval import EvalSet, read_gold
 from cp_agents.trainers.sft_config import SftSettings
 from cp_agents.trainers.sft_data import SftData, load_sft_data
 from cp_agents.trainers.token_rows import TokenRow, token_rows
-
-
-class Machine(NamedTuple):
-    """What training runs on."""
-
-    device: str
-    """cpu or cuda."""
-    bf16: bool
-    processes: int
-    free: int
-    """Bytes."""
-    total: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +94,7 @@ def plan_sft(settings: SftSettings, *, check: bool = True) -> SftPlan:
     check_student(base, data)
     if settings.mode == "qlora":
         check_four_bits(base)
-    machine = _machine(settings)
+    machine = find_machine(settings.bf16)
     share = settings.batch // machine.processes
     if settings.batch % machine.processes or share % (settings.device_batch or 1):
         raise InputError(
@@ -134,7 +122,7 @@ def plan_sft(settings: SftSettings, *, check: bool = True) -> SftPlan:
         length=settings.max_length if settings.packing else max(map(len, rows)),
         bf16=machine.bf16,
         checkpointing=settings.gradient_checkpointing,
-        shards=_shards(machine.processes),
+        shards=shards(machine.processes),
     )
     device_batch = settings.device_batch or rows_at_a_time(
         shape, way, machine.device, share=share, total=machine.total
@@ -178,23 +166,6 @@ def check_student(base: Base, data: SftData) -> None:
 def data_hash(data: SftData) -> str:
     """Both files' hashes in one."""
     return "-".join(sealed.sha256[:12] for _, sealed in sorted(data.card.files.items()))
-
-
-def _machine(settings: SftSettings) -> Machine:
-    from cp_agents.backends.hf_model import best_device, best_dtype
-
-    device = best_device()
-    free, total = memory(device)
-    able = best_dtype(device) == "bfloat16"
-    if settings.bf16 and device == "cuda" and not able:
-        raise InputError("this GPU does not compute in bfloat16: train with bf16 off")
-    bf16 = able if settings.bf16 is None else settings.bf16
-    return Machine(device, bf16, int(os.environ.get("WORLD_SIZE", "1")), free, total)
-
-
-def _shards(processes: int) -> int:
-    shared = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    return processes if any(os.environ.get(name, "false").lower() == "true" for name in shared) else 1
 
 
 def _eval_set(settings: SftSettings, data: SftData, tokenizer: Any, ends: frozenset[int]) -> EvalSet | None:
