@@ -370,7 +370,9 @@ def test_the_best_round_outlives_a_better_one_that_a_kill_took(
         return {"macro_f1": scores.get(step, 0.1), "parse_rate": 1.0}
 
     monkeypatch.setattr(RunKeeper, "_profile", profile)
-    run = settings(base, data, tmp_path / "run", max_steps=5, save_every=2, eval_every=1, patience=9)
+    run = settings(
+        base, data, tmp_path / "run", max_steps=5, save_every=2, eval_every=1, eval_users=2, patience=9
+    )
     with pytest.raises(KeyboardInterrupt):
         train_sft(run)
     scores[3] = 0.1  # on a GPU the same step need not come to the same

@@ -431,6 +431,11 @@ def test_gguf_by_the_converter_that_is_named_and_nothing_half_written(
     converter.chmod(0o755)
     exported = export_student(found, tmp_path / "with", converter=str(converter))
     assert (exported.folder / str(exported.gguf)).read_text() == "GGUF\n"
+    converter.chmod(0o644)  # a script in a checkout, which is no program
+    converter.write_text("import sys; open(sys.argv[3], 'w').write('GGUF2')\n")
+    exported = export_student(found, tmp_path / "script", converter=str(converter))
+    assert (exported.folder / str(exported.gguf)).read_text() == "GGUF2"
+    converter.chmod(0o755)
     converter.write_text("#!/bin/sh\necho unknown architecture >&2; exit 1\n")
     with pytest.raises(InputError, match=r"wrote no GGUF file \(unknown architecture\)"):
         export_student(found, tmp_path / "failed", converter=str(converter))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,7 +105,9 @@ def _stored_dtype(base: Base) -> str:
 
 
 def _convert(converter: str, folder: Path) -> None:
-    command = [converter, str(folder), "--outfile", str(folder / GGUF), "--outtype", "f16"]
+    # The script as it lies in a checkout of llama.cpp need not be a program.
+    by = [] if os.access(converter, os.X_OK) else [sys.executable]
+    command = [*by, converter, str(folder), "--outfile", str(folder / GGUF), "--outtype", "f16"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode or not (folder / GGUF).is_file():
         last = (ran.stderr.strip().splitlines() or ["no message"])[-1]

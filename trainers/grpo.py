@@ -96,6 +96,7 @@ def _arguments(plan: GrpoPlan, run: RunFolder) -> Any:
         logging_steps=1,
         save_strategy="steps",
         save_steps=settings.save_every,
+        save_total_limit=3,  # a stop rule looks back over a window of steps, and each is thrice the weights
         bf16=machine.bf16,
         gradient_checkpointing=settings.gradient_checkpointing,
         use_cpu=machine.device == "cpu",

@@ -150,7 +150,8 @@ def _finish(plan: SftPlan, run: RunFolder, trainer: Any, best: Path | None) -> N
                     shutil.copy2(path, folder)
             name_base(folder, plan.base)
             write_card(folder, _card(plan, run, trainer.state.global_step, best))
-        shutil.rmtree(best)
+        for folder in (best, *run.checkpoints.glob("best-*")):
+            shutil.rmtree(folder, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -75,7 +75,7 @@ class RunKeeper(TrainerCallback):  # type: ignore[misc]  # transformers is not r
         before = self.best
         self._scores.append((step, self._measured[_SCORE]))
         if self.best != before:
-            self._keep(step, state.is_world_process_zero)
+            self.trainer.save_model(str(self._folder_of(step)))
         if should_stop([score for _, score in self._scores], settings.patience):
             self._progress.say(f"no better for {settings.patience} rounds: training stops")
             control.should_training_stop = True
@@ -98,6 +98,10 @@ class RunKeeper(TrainerCallback):  # type: ignore[misc]  # transformers is not r
         self.trainer.accelerator.wait_for_everyone()  # every process writes its random state into it
         if state.is_world_process_zero:
             mark_complete(self._run.checkpoint_at(state.global_step))
+            # Not earlier: a run that is killed goes on from a checkpoint at which an older round may be the best one.
+            for other in self._run.checkpoints.glob("best-*"):
+                if other != self.best:
+                    shutil.rmtree(other)
 
     def _profile(self, eval_set: EvalSet) -> dict[str, float]:
         """Every process takes its share of the users, and has all the numbers."""
@@ -125,14 +129,6 @@ class RunKeeper(TrainerCallback):  # type: ignore[misc]  # transformers is not r
         parts, _ = gather(list(zip(users, answers, strict=True)))
         said: dict[str, Answer] = {user: answer for part in parts for user, answer in part}
         return profiling_metrics({user: said[user] for user in eval_set.prompts}, eval_set)
-
-    def _keep(self, step: int, is_main: bool) -> None:
-        folder = self._folder_of(step)
-        self.trainer.save_model(str(folder))
-        if is_main:
-            for other in self._run.checkpoints.glob("best-*"):
-                if other != folder:
-                    shutil.rmtree(other)
 
     def _folder_of(self, step: int) -> Path:
         return self._run.checkpoints / f"best-{step}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -168,6 +169,8 @@ def grpo(
             f"training was stopped after {result.steps} steps, and no model is given out: {result.stopped_by}; the"
             f" checkpoints from before are in {out / 'checkpoints'}"
         )
+    if os.environ.get("RANK", "0") != "0":  # one of several processes speaks
+        return
     shown = ("reward_sum", "parse_rate", "na_rate", "majority_ratio", "confidence_mean", "label_accuracy")
     measured = ", ".join(f"{name} {result.metrics[name]:.3f}" for name in shown if name in result.metrics)
     typer.echo(f"student in {result.model} after {result.steps} steps: {measured}")
