@@ -20,8 +20,9 @@ from cp_agents.errors import CpAgentsError, InputError
 from cp_agents.stores.students import student, students
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import load_taxonomy
-from cp_agents.trainers.distill import distill, verdict
+from cp_agents.trainers.distill import distill
 from cp_agents.trainers.distill_config import DistillSettings, distill_settings
+from cp_agents.trainers.distill_verdict import verdict
 from cp_agents.trainers.sft_rows import split_of
 from tests.grpo_models import WORDS
 from tests.student_models import make_student
@@ -233,8 +234,10 @@ def test_a_student_that_does_not_hold_is_not_promoted(road: Path, tmp_path: Path
     [
         (None, False, "not compared"),
         ({"parse_rate": 0.97, "macro_f1": 0.9, "constant_macro_f1": 0.2}, False, "97.0% of its answers"),
-        ({"parse_rate": 0.98, "macro_f1": 0.39, "constant_macro_f1": 0.2}, False, "2 x the best constant"),
+        ({"parse_rate": 0.98, "macro_f1": 0.39, "constant_macro_f1": 0.2}, False, "0.400 is needed"),
         ({"parse_rate": 0.98, "macro_f1": 0.4, "constant_macro_f1": 0.2}, True, "0.400"),
+        ({"parse_rate": 1.0, "macro_f1": 0.79, "constant_macro_f1": 0.6}, False, "0.800 is needed"),
+        ({"parse_rate": 1.0, "macro_f1": 0.8, "constant_macro_f1": 0.6}, True, "0.800"),
         ({"parse_rate": 1.0, "macro_f1": None, "constant_macro_f1": 0.2}, False, "0.000"),
         (
             {

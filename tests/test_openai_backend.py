@@ -408,7 +408,7 @@ async def test_a_rate_limit_holds_every_call_for_as_long_as_it_asks(serve: Serve
     server, backend = await serve(LoopbackConfig(script=once(limited)), n="no")
     first = asyncio.create_task(draw(backend, request(1)))
     async with asyncio.timeout(10):
-        while not server.requests or server.requests[0].finished is None:
+        while not server.requests or server.requests[0].finished is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)  # the answer is read
     assert len(server.requests) == 1

@@ -17,19 +17,18 @@ from typing import Any, NamedTuple, TextIO
 
 from cp_agents.background import run_sync
 from cp_agents.errors import InputError
-from cp_agents.evaluation.compare import Comparison, compare_runs
+from cp_agents.evaluation.compare import compare_runs
 from cp_agents.evaluation.loading import Gold, load_gold
-from cp_agents.evaluation.metrics import evaluate
 from cp_agents.files import whole_file
 from cp_agents.profiler import Profiler
 from cp_agents.relabel import stored_run
 from cp_agents.runner import StoredRecord, stored_records
-from cp_agents.schema import Status
 from cp_agents.stores.student_card import weights_hash
 from cp_agents.stores.students import promote, register, student
 from cp_agents.stores.traces import TraceStore
 from cp_agents.trainers.distill_checks import check_road, read_state
 from cp_agents.trainers.distill_config import FREE, STAGES, DistillSettings, Stage, grpo_of, sft_of
+from cp_agents.trainers.distill_verdict import Facts, measured, verdict
 from cp_agents.trainers.reference import run_reference
 from cp_agents.trainers.sft_data import export_sft
 from cp_agents.trainers.sft_rows import VALIDATION, split_of
@@ -37,7 +36,6 @@ from cp_agents.trainers.user_filter import filter_users
 
 STATE = "distill.json"
 COMPARISON = "comparison.json"
-Facts = dict[str, Any]
 
 
 class Distilled(NamedTuple):
@@ -263,65 +261,6 @@ class _Road:
             promote(self._store, self._settings.name, student(self._store, spec).student_id)
             return {"promoted": True, "why": why if holds else f"promoted all the same: {why}"}
         return {"promoted": False, "why": why if not holds else "it holds, and was not to be promoted"}
-
-
-def measured(store: TraceStore, teacher: str, run: str, compared: Comparison) -> Facts:
-    """What the student's answers are worth, over the users that both runs have.
-
-    `parse_rate` is over its attribute answers; `macro_f1` and `constant_macro_f1` are means over the attributes with
-    the teacher's votes as truth, the latter of the best constant answer; `gold_*` are both runs' against gold.
-    """
-    answers = dict(
-        store.rows(
-            "select p.outcome = 'ok', count(*) from records r join samples s using (record_id)"
-            " join predictions p using (sample_id) where r.run_id = ? group by 1",
-            (run,),
-        )
-    )
-    student_says = {profile.user_id: profile for _, profile in store.profiles(run)}
-    votes: dict[str, dict[str, str]] = {
-        profile.user_id: {
-            name: value.voted
-            for name, value in profile.attributes.items()
-            if value.status is not Status.FAILED
-        }
-        for _, profile in store.profiles(teacher)
-        if profile.user_id in student_says
-    }
-    _, taxonomy, _ = stored_run(store, run)
-    found = evaluate((profile.to_json() for profile in student_says.values()), votes, taxonomy)
-    facts: Facts = {
-        "users": compared.users,
-        "parse_rate": answers.get(1, 0) / max(1, sum(answers.values())),
-        "macro_f1": found.average[0].macro_f1,
-        "constant_macro_f1": found.best_constant_macro_f1,
-        "equal_tags": {name: value.equal for name, value in compared.attributes.items()},
-    }
-    for side, name in ((compared.a, "gold_teacher"), (compared.b, "gold_student")):
-        if side.gold is not None:
-            facts[name] = side.gold.average[0].macro_f1
-    return facts
-
-
-def verdict(facts: Facts | None, settings: DistillSettings) -> tuple[bool, str]:
-    """Whether a student holds by the facts of `measured`, and why, in one sentence."""
-    if facts is None:
-        return False, "it was not compared with the teacher"
-    parse, ours, constant = facts["parse_rate"], facts["macro_f1"] or 0.0, facts["constant_macro_f1"] or 0.0
-    if parse < settings.min_parse:
-        return False, f"{parse:.1%} of its answers can be read, and {settings.min_parse:.1%} are needed"
-    if ours < settings.min_gain * constant:
-        return False, (
-            f"its macro-F1 against the teacher's votes is {ours:.3f}, and {settings.min_gain:g} x the best constant"
-            f" answer's {constant:.3f} is needed"
-        )
-    teacher, own = facts.get("gold_teacher"), facts.get("gold_student")
-    if teacher is not None and own is not None and own < teacher - settings.most_loss:
-        return False, f"its macro-F1 against gold is {own:.3f}, the teacher's {teacher:.3f}"
-    return True, (
-        f"{parse:.1%} of its answers can be read, and its macro-F1 against the teacher's votes is {ours:.3f}"
-        f" (best constant answer {constant:.3f})"
-    )
 
 
 def _is_unused(folder: Path) -> bool:

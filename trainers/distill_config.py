@@ -68,7 +68,8 @@ class DistillSettings(BaseModel):
     min_parse: float = Field(default=0.98, ge=0, le=1)
     """Share of the student's attribute answers that have to be readable for it to hold."""
     min_gain: float = Field(default=2.0, ge=0)
-    """Its macro-F1 against the teacher's votes has to be this many times that of the best constant answer."""
+    """Its macro-F1 against the teacher's votes has to be this many times that of the best constant answer, or, where
+    that is less, as far from it as from 1."""
     most_loss: float = Field(default=0.02, ge=0)
     """How far its macro-F1 against gold, where there is some, may stay behind the teacher's."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cp_agents.profiler import Profiler
     from cp_agents.routing import ReviewPolicy
     from cp_agents.runner import BatchReport, StoredRecord
+    from cp_agents.taxonomy import Taxonomy
 
 
 def plan(
@@ -159,7 +160,14 @@ def profile(
             "--run", help="Name of the run; the same name goes on where it stopped. Made up by default."
         ),
     ] = None,
-    taxonomy: o.Taxonomy = "profilebench",
+    taxonomy: Annotated[
+        str | None,
+        typer.Option(
+            "--taxonomy",
+            help="A built-in taxonomy or a YAML file of yours; profilebench, or that of run:NAME, by default.",
+            show_default=False,
+        ),
+    ] = None,
     language: o.OwnLanguage = None,
     temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
     top_p: Annotated[float, typer.Option("--top-p")] = 0.95,
@@ -199,8 +207,10 @@ def profile(
 
     bad: list[BadLine] = []
     records: list[dict[str, Any] | StoredRecord]
+    chosen: str | Taxonomy = taxonomy or "profilebench"
     if (source := stored_source(in_file)) is not None:
         records = list(records_of_run(store, source))
+        chosen = taxonomy or taxonomy_of_run(store, source)
         if batch_api:
             raise InputError("records of a stored run cannot go by --batch-api: give their file")
     else:
@@ -211,7 +221,7 @@ def profile(
         report_bad_lines(bad)
         raise InputError(f"{in_file} holds no user records")
     ids = [r.user_id if isinstance(r, StoredRecord) else str(r["user_id"]) for r in records]
-    check_out(out, in_file, store, calibrator, prices, *o.files_of(backend, taxonomy))
+    check_out(out, in_file, store, calibrator, prices, *o.files_of(backend, taxonomy or ""))
     if concurrency < 1:
         raise InputError(f"--concurrency should be 1 or more, found {concurrency}")
     if batch_size < 1:
@@ -229,7 +239,7 @@ def profile(
         backend=backend,
         store=store,
         samples=samples,
-        taxonomy=taxonomy,
+        taxonomy=chosen,
         language=language,
         vote=vote,  # type: ignore[arg-type]  # checked by Profiler, with a sentence
         confidence=confidence,  # type: ignore[arg-type]  # likewise
@@ -266,7 +276,7 @@ def profile(
             kept = f"what landed is kept in {store}, and the same command goes on from there"
             if next(profiler.store.profiles(profiler.run_id), None) is not None:
                 so_far = f"cp-agents replay --store {store} --run {profiler.run_id} --out {out}"
-                kept += f"; `{so_far}` writes the profiles of the records that are done"
+                kept += f"; `{so_far}` writes the profiles of what has landed so far"
             raise BackendError(f"{error} ({kept})", error.error_type) from None
         if report.stopped:
             typer.echo(
@@ -306,6 +316,15 @@ def records_of_run(store: Path, run: str) -> list[StoredRecord]:
 
     with TraceStore(store, must_exist=True) as traces:
         return stored_records(traces, traces.run(run or None)["run_id"])
+
+
+def taxonomy_of_run(store: Path, run: str) -> Taxonomy:
+    """The taxonomy that a stored run was made with."""
+    from cp_agents.relabel import stored_run
+    from cp_agents.stores.traces import TraceStore
+
+    with TraceStore(store, must_exist=True) as traces:
+        return stored_run(traces, run or None)[1]
 
 
 def run_name(in_file: Path, backend: str) -> str:
