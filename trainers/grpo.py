@@ -9,13 +9,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TextIO
 
-from cp_agents.trainers.base_model import load_base, name_base, require_training
+from cp_agents.trainers.base_model import name_base, require_training
 from cp_agents.trainers.card import StudentCard, read_card, weights_hash, write_card
 from cp_agents.trainers.confidence_reward import ConfidenceReward
 from cp_agents.trainers.grpo_config import GrpoSettings
 from cp_agents.trainers.grpo_plan import GrpoPlan, plan_grpo
 from cp_agents.trainers.quiet import quiet
 from cp_agents.trainers.run_folder import RunFolder, step_of
+from cp_agents.trainers.trl_setup import common_arguments, load_planned, new_adapter, without_model_card
 
 START = "start"
 """In the run's folder: the weights that training starts from, where they lie in no folder that TRL could load."""
@@ -78,13 +79,12 @@ def _arguments(plan: GrpoPlan, run: RunFolder) -> Any:
             "vllm_gpu_memory_utilization": settings.vllm_memory,
         }
     return GRPOConfig(
-        output_dir=str(run.checkpoints),
+        **common_arguments(plan, run),
         max_steps=settings.steps,
         per_device_train_batch_size=batches.device,
         gradient_accumulation_steps=batches.accumulation,
         steps_per_generation=batches.per_generation(machine.processes),
         num_generations=settings.rollouts,
-        learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         beta=settings.beta,
         temperature=settings.temperature,
@@ -93,18 +93,7 @@ def _arguments(plan: GrpoPlan, run: RunFolder) -> Any:
         max_completion_length=settings.max_tokens,
         loss_type=settings.loss,
         scale_rewards=settings.scale,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=settings.save_every,
         save_total_limit=3,  # a stop rule looks back over a window of steps, and each is thrice the weights
-        bf16=machine.bf16,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        use_cpu=machine.device == "cpu",
-        dataloader_pin_memory=machine.device == "cuda",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        report_to="none",
-        disable_tqdm=True,
         **vllm,
     )
 
@@ -117,14 +106,7 @@ def _trainer(plan: GrpoPlan, run: RunFolder, args: Any, stream: TextIO | None) -
     from cp_agents.trainers.grpo_loop import GrpoKeeper
 
     settings = plan.settings
-    model, tokenizer = load_base(
-        plan.base,
-        # The optimizer needs float32; what is frozen does not.
-        dtype="bfloat16" if settings.is_lora and plan.machine.bf16 else "float32",
-        four_bit=settings.mode == "qlora",
-        keep_adapter=plan.keeps_adapter,
-        tokenizer=plan.tokenizer,
-    )
+    model, tokenizer = load_planned(plan)
     model.generation_config.eos_token_id = sorted(plan.ends)
     if not plan.keeps_adapter and (settings.uses_vllm or not settings.is_lora):
         model.config._name_or_path = str(_start(plan, run, args, model))
@@ -133,10 +115,7 @@ def _trainer(plan: GrpoPlan, run: RunFolder, args: Any, stream: TextIO | None) -
     )
     keeper = GrpoKeeper(plan, run, stream)
 
-    class Trainer(GRPOTrainer):  # type: ignore[misc]  # trl is not read by the type checker
-        def create_model_card(self, *_: Any, **__: Any) -> None:
-            """None: the student's card says what it is, and this one would name the machine's folders."""
-
+    class Trainer(without_model_card(GRPOTrainer)):  # type: ignore[misc]  # trl is not read by the type checker
         def _generate(self, prompts: list[Any]) -> Any:
             """TRL times whole steps; how long sampling takes is what `generation_batch` is chosen by."""
             began = time.perf_counter()
@@ -150,7 +129,8 @@ def _trainer(plan: GrpoPlan, run: RunFolder, args: Any, stream: TextIO | None) -
         args=args,
         train_dataset=Dataset.from_list([dict(row) for row in plan.rows]),
         processing_class=tokenizer,
-        peft_config=_adapter(settings) if settings.is_lora and not plan.keeps_adapter else None,
+        # Dropped weights would make the sampled policy another one than the trained one.
+        peft_config=new_adapter(plan, dropout=0.0),
         callbacks=[keeper],
     )
     trainer.remove_callback(PrinterCallback)
@@ -173,19 +153,6 @@ def _start(plan: GrpoPlan, run: RunFolder, args: Any, model: Any) -> Path:
                 plan.tokenizer.save_pretrained(partial)
                 partial.rename(folder)
     return folder
-
-
-def _adapter(settings: GrpoSettings) -> Any:
-    from peft import LoraConfig
-
-    targets = settings.lora_targets
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=0.0,  # dropped weights would make the sampled policy another one than the trained one
-        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
-    )
 
 
 def _finish(plan: GrpoPlan, run: RunFolder, trainer: Any) -> None:

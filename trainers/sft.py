@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from cp_agents.trainers.base_model import load_base, name_base, require_training
+from cp_agents.trainers.base_model import name_base, require_training
 from cp_agents.trainers.card import StudentCard, read_card, write_card
 from cp_agents.trainers.quiet import quiet
 from cp_agents.trainers.run_folder import RunFolder, step_of
 from cp_agents.trainers.sft_config import SftSettings
 from cp_agents.trainers.sft_plan import SftPlan, data_hash, plan_sft
+from cp_agents.trainers.trl_setup import common_arguments, load_planned, new_adapter, without_model_card
 
 
 @dataclass(frozen=True)
@@ -62,30 +63,18 @@ def _arguments(plan: SftPlan, run: RunFolder) -> Any:
 
     settings = plan.settings
     return SFTConfig(
-        output_dir=str(run.checkpoints),
+        **common_arguments(plan, run),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=plan.device_batch,
         gradient_accumulation_steps=plan.accumulation,
-        learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=settings.save_every,
         save_total_limit=2,  # one is complete while the other is written
         eval_strategy="no",
-        bf16=plan.machine.bf16,
-        gradient_checkpointing=settings.gradient_checkpointing,
         max_length=settings.max_length if settings.packing else None,
         packing=settings.packing,
         ddp_find_unused_parameters=False,
-        use_cpu=plan.machine.device == "cpu",
-        dataloader_pin_memory=plan.machine.device == "cuda",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        report_to="none",
-        disable_tqdm=True,
     )
 
 
@@ -96,45 +85,20 @@ def _trainer(plan: SftPlan, run: RunFolder, args: Any, stream: TextIO | None) ->
 
     from cp_agents.trainers.sft_loop import RunKeeper
 
-    settings = plan.settings
-    model, tokenizer = load_base(
-        plan.base,
-        # The optimizer needs float32; what is frozen does not.
-        dtype="bfloat16" if settings.is_lora and plan.machine.bf16 else "float32",
-        four_bit=settings.mode == "qlora",
-        keep_adapter=plan.keeps_adapter,
-        tokenizer=plan.tokenizer,
-    )
+    model, tokenizer = load_planned(plan)
     keeper = RunKeeper(plan, run, stream)
 
-    class Trainer(SFTTrainer):  # type: ignore[misc]  # trl is not read by the type checker
-        def create_model_card(self, *_: Any, **__: Any) -> None:
-            """None: the student's card says what it is, and this one would name the machine's folders."""
-
-    trainer = Trainer(
+    trainer = without_model_card(SFTTrainer)(
         model=model,
         args=args,
         train_dataset=Dataset.from_list([row.columns() for row in plan.rows]),
         processing_class=tokenizer,
-        peft_config=_adapter(settings) if settings.is_lora and not plan.keeps_adapter else None,
+        peft_config=new_adapter(plan, plan.settings.lora_dropout),
         callbacks=[keeper],
     )
     trainer.remove_callback(PrinterCallback)
     keeper.trainer = trainer
     return trainer, keeper
-
-
-def _adapter(settings: SftSettings) -> Any:
-    from peft import LoraConfig
-
-    targets = settings.lora_targets
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
-    )
 
 
 def _finish(plan: SftPlan, run: RunFolder, trainer: Any, best: Path | None) -> None:

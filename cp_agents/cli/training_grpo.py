@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cp_agents.cli import options as o
+from cp_agents.cli import training_options as t
 
 
 def grpo(
@@ -27,11 +28,9 @@ def grpo(
             "--reference", help="Run that `train reference` made of this student.", show_default=False
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", help="The run's folder; its model/ is the student.", show_default=False)
-    ],
+    out: t.Out,
     store: o.Store = o.DEFAULT_STORE,
-    preset: Annotated[str, typer.Option("--preset", help="paper, lora or cpu-smoke.")] = "paper",
+    preset: t.Preset = "paper",
     users: Annotated[
         Path | None, typer.Option("--users", help="JSONL that `train filter` wrote; all users by default.")
     ] = None,
@@ -45,17 +44,11 @@ def grpo(
     language: Annotated[
         str | None, typer.Option("--language", help="Prompt language for a model that is no student.")
     ] = None,
-    lora: Annotated[
-        bool | None, typer.Option("--lora/--full", help="Train an adapter, or all weights.")
-    ] = None,
-    qlora: Annotated[
-        bool, typer.Option("--qlora", help="Train an adapter on weights in 4 bits (GPU, bitsandbytes).")
-    ] = False,
-    lora_rank: Annotated[int | None, typer.Option("--lora-rank", help="Rank of the adapter.")] = None,
-    lora_alpha: Annotated[int | None, typer.Option("--lora-alpha", help="Scale of the adapter.")] = None,
-    lora_targets: Annotated[
-        str | None, typer.Option("--lora-targets", help="Linear layers, as q_proj,v_proj, or all-linear.")
-    ] = None,
+    lora: t.Lora = None,
+    qlora: t.Qlora = False,
+    lora_rank: t.LoraRank = None,
+    lora_alpha: t.LoraAlpha = None,
+    lora_targets: t.LoraTargets = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Updates of the weights.")] = None,
     prompts: Annotated[int | None, typer.Option("--prompts", help="Users a step.")] = None,
     rollouts: Annotated[
@@ -112,18 +105,11 @@ def grpo(
     vllm_memory: Annotated[
         float | None, typer.Option("--vllm-memory", help="Share of the GPU for vllm-colocate.")
     ] = None,
-    gradient_checkpointing: Annotated[
-        bool | None,
-        typer.Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory, slower."),
-    ] = None,
-    bf16: Annotated[
-        bool | None, typer.Option("--bf16/--no-bf16", help="Compute in bfloat16; where it can, by default.")
-    ] = None,
+    gradient_checkpointing: t.GradientCheckpointing = None,
+    bf16: t.Bf16 = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of the users' order and the rollouts.")] = None,
-    save_every: Annotated[int | None, typer.Option("--save-every", help="Steps between checkpoints.")] = None,
-    ignore_memory: Annotated[
-        bool, typer.Option("--ignore-memory", help="Train whatever the memory estimate says.")
-    ] = False,
+    save_every: t.SaveEvery = None,
+    ignore_memory: t.IgnoreMemory = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print settings, batches and memory estimate, and stop.")
     ] = False,
@@ -140,7 +126,7 @@ def grpo(
         "max_tokens": max_tokens, "loss": loss, "scale": scale_rewards, "device_batch": device_batch,
         "generation_batch": generation_batch, "rollout_backend": rollout_backend, "vllm_server": vllm_server,
         "vllm_memory": vllm_memory, "gradient_checkpointing": gradient_checkpointing, "bf16": bf16, "seed": seed,
-        "save_every": save_every, "mode": "qlora" if qlora else None if lora is None else "lora" if lora else "full",
+        "save_every": save_every, "mode": t.mode_of(lora, qlora),
         "reward": _given(target=target, weight=weight, per_attribute=per_attribute or None, label_weight=label_weight,
                          lowest=lowest, highest=highest) or None,
         "stop": _stop_rules(stop or []) or None,

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cp_agents.cli import training_options as t
+
 
 def sft(
     data: Annotated[Path, typer.Option("--data", help="Folder that `export sft` wrote.", show_default=False)],
@@ -20,22 +22,14 @@ def sft(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", help="The run's folder; its model/ is the student.", show_default=False)
-    ],
-    preset: Annotated[str, typer.Option("--preset", help="paper, lora or cpu-smoke.")] = "paper",
-    lora: Annotated[
-        bool | None, typer.Option("--lora/--full", help="Train an adapter, or all weights.")
-    ] = None,
-    qlora: Annotated[
-        bool, typer.Option("--qlora", help="Train an adapter on weights in 4 bits (GPU, bitsandbytes).")
-    ] = False,
-    lora_rank: Annotated[int | None, typer.Option("--lora-rank", help="Rank of the adapter.")] = None,
-    lora_alpha: Annotated[int | None, typer.Option("--lora-alpha", help="Scale of the adapter.")] = None,
+    out: t.Out,
+    preset: t.Preset = "paper",
+    lora: t.Lora = None,
+    qlora: t.Qlora = False,
+    lora_rank: t.LoraRank = None,
+    lora_alpha: t.LoraAlpha = None,
     lora_dropout: Annotated[float | None, typer.Option("--lora-dropout", help="Dropout in it, 0..1.")] = None,
-    lora_targets: Annotated[
-        str | None, typer.Option("--lora-targets", help="Linear layers, as q_proj,v_proj, or all-linear.")
-    ] = None,
+    lora_targets: t.LoraTargets = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Times that each row is seen.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Steps instead of epochs.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="At its highest.")] = None,
@@ -49,13 +43,8 @@ def sft(
     packing: Annotated[
         bool | None, typer.Option("--packing/--no-packing", help="Several rows in one sequence, no padding.")
     ] = None,
-    gradient_checkpointing: Annotated[
-        bool | None,
-        typer.Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory, slower."),
-    ] = None,
-    bf16: Annotated[
-        bool | None, typer.Option("--bf16/--no-bf16", help="Compute in bfloat16; where it can, by default.")
-    ] = None,
+    gradient_checkpointing: t.GradientCheckpointing = None,
+    bf16: t.Bf16 = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of the rows' order and the adapter.")] = None,
     eval_every: Annotated[
         int | None, typer.Option("--eval-every", help="Steps between rounds of profiling; 0: at the end.")
@@ -75,10 +64,8 @@ def sft(
             "--patience", help="Rounds without a better macro-F1 that end training; keeps the best."
         ),
     ] = None,
-    save_every: Annotated[int | None, typer.Option("--save-every", help="Steps between checkpoints.")] = None,
-    ignore_memory: Annotated[
-        bool, typer.Option("--ignore-memory", help="Train whatever the memory estimate says.")
-    ] = False,
+    save_every: t.SaveEvery = None,
+    ignore_memory: t.IgnoreMemory = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print settings, steps and memory estimate, and stop.")
     ] = False,
@@ -93,7 +80,7 @@ def sft(
         "device_batch": device_batch, "max_length": max_length, "packing": packing,
         "gradient_checkpointing": gradient_checkpointing, "bf16": bf16, "seed": seed, "eval_every": eval_every,
         "eval_users": eval_users, "eval_tokens": eval_tokens, "gold": gold, "patience": patience,
-        "save_every": save_every, "mode": "qlora" if qlora else None if lora is None else "lora" if lora else "full",
+        "save_every": save_every, "mode": t.mode_of(lora, qlora),
     }  # fmt: skip
     from cp_agents.trainers.base_model import require_training
     from cp_agents.trainers.sft_config import sft_settings
