@@ -11,6 +11,7 @@ import typer
 from cp_agents import __version__
 from cp_agents.cli import (
     batching,
+    benching,
     calibrating,
     comparing,
     demo,
@@ -120,6 +121,7 @@ app.add_typer(calibrating.app, name="calibrate")
 app.add_typer(reviewing.app, name="review")
 app.command("evaluate")(evaluating.evaluate)
 app.command("compare")(comparing.compare)
+app.add_typer(benching.app, name="bench")
 app.add_typer(training.app, name="train")
 app.add_typer(students.app, name="students")
 app.add_typer(exporting.app, name="export")

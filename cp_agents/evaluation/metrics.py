@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from cp_agents.errors import InputError
 from cp_agents.evaluation.loading import load_gold as load_gold
 from cp_agents.evaluation.loading import load_predictions as load_predictions
-from cp_agents.schema import CONFIDENCE_LEVELS, Status
+from cp_agents.evaluation.outcomes import Outcomes, by_user, read_outcomes
+from cp_agents.schema import CONFIDENCE_LEVELS
 from cp_agents.taxonomy import Attribute, Taxonomy
 
 
@@ -129,15 +129,10 @@ def evaluate(
     on the model's confidence. Raises `InputError` for a tag outside the closed set and for a user with two
     predictions.
     """
-    profiles: dict[str, Mapping[str, Any]] = {}
-    for line in predictions:
-        if line["user_id"] in profiles:
-            raise InputError(f"there are two predictions for user {line['user_id']!r}")
-        profiles[line["user_id"]] = line["profile"]
+    profiles = by_user(predictions)
+    outcomes = read_outcomes(profiles, gold, taxonomy)
+    attributes = {name: attribute_metrics(found) for name, found in outcomes.items()}
     spoken_of = {name for truth in gold.values() for name in truth}
-    attributes = {
-        a.name: _attribute_metrics(a, profiles, gold) for a in taxonomy.attributes if a.name in spoken_of
-    }
     return Evaluation(
         users=len(gold),
         missing=sum(user not in profiles for user in gold),
@@ -145,7 +140,7 @@ def evaluate(
         attributes=attributes,
         not_evaluated=sorted(name for name in spoken_of if name not in taxonomy),
         average=[
-            _average(tau, [a.at_tau[i] for a in attributes.values()])
+            average_metrics(tau, [a.at_tau[i] for a in attributes.values()])
             for i, tau in enumerate(CONFIDENCE_LEVELS)
         ],
         best_constant_macro_f1=_mean(
@@ -154,52 +149,24 @@ def evaluate(
     )
 
 
-def _attribute_metrics(
-    attribute: Attribute, profiles: Mapping[str, Mapping[str, Any]], gold: Mapping[str, Mapping[str, str]]
-) -> AttributeMetrics:
-    name, na = attribute.name, len(attribute.names) - 1
-    users = [user for user, truth in gold.items() if name in truth]
-    truth = np.array(
-        [_code(attribute, gold[user][name], f"gold of user {user!r}") for user in users], dtype=int
-    )
-    found = [profiles.get(user, {}).get(name) for user in users]
-    answers = [_answer(attribute, user, row) for user, row in zip(users, found, strict=True)]
-    answer = np.array([a[0] for a in answers], dtype=int)
-    reach = np.array([a[1] for a in answers], dtype=float)
-    labelled = truth != na
-    has_row = np.array([row is not None for row in found], dtype=bool)
-    kept, said, at_most = truth[labelled], answer[labelled], reach[labelled]
-    at_tau = []
-    for tau in CONFIDENCE_LEVELS:
-        effective = np.where(at_most >= tau, said, na)
-        stray = int(((answer != na) & (reach >= tau) & ~labelled).sum())
-        at_tau.append(_threshold_metrics(tau, kept, effective, na, stray))
+def attribute_metrics(outcomes: Outcomes) -> AttributeMetrics:
+    """The metrics of one attribute at tau 1..5."""
+    labelled = outcomes.labelled
+    at_tau = [threshold_metrics(outcomes, tau) for tau in CONFIDENCE_LEVELS]
     return AttributeMetrics(
         n_labelled=int(labelled.sum()),
         n_gold_na=int((~labelled).sum()),
-        missing=int((labelled & ~has_row).sum()),
-        best_constant=_best_constant(attribute, kept, na),
+        missing=int((labelled & ~outcomes.present).sum()),
+        best_constant=_best_constant(outcomes.attribute, outcomes.truth[labelled], outcomes.na),
         at_tau=at_tau,
     )
 
 
-def _code(attribute: Attribute, tag: str, where: str) -> int:
-    name = attribute.match_tag(tag)
-    if name is None:
-        raise InputError(f"{where}: {tag!r} is not a tag of {attribute.name!r}")
-    return attribute.names.index(name)
-
-
-def _answer(attribute: Attribute, user: str, row: Mapping[str, Any] | None) -> tuple[int, float]:
-    """The tag code that this row stands for, and the highest tau at which it does."""
-    na = len(attribute.names) - 1
-    if row is None or row.get("status") == Status.FAILED:
-        return na, 0.0
-    reviewed = row.get("status") == Status.REVIEWED
-    tag = row["tag"] if reviewed else row.get("voted", row["tag"])
-    return _code(attribute, tag, f"prediction for user {user!r}"), np.inf if reviewed else float(
-        row["confidence"]
-    )
+def threshold_metrics(outcomes: Outcomes, tau: int) -> ThresholdMetrics:
+    """The metrics of one attribute at one tau."""
+    effective, labelled = outcomes.at(tau), outcomes.labelled
+    stray = int((effective[~labelled] != outcomes.na).sum())
+    return _threshold_metrics(tau, outcomes.truth[labelled], effective[labelled], outcomes.na, stray)
 
 
 def _threshold_metrics(
@@ -215,7 +182,7 @@ def _threshold_metrics(
         selective_accuracy=accuracy,
         coverage=coverage,
         true_recall=_ratio(correct, labelled),
-        macro_f1=_macro_f1(truth, said, na),
+        macro_f1=macro_f1_score(truth, said, na),
         paper_f1=harmonic_mean(accuracy, coverage),
         recall_tp_na=recall_tp_na,
         paper_f1_tp_na=harmonic_mean(accuracy, recall_tp_na),
@@ -223,7 +190,8 @@ def _threshold_metrics(
     )
 
 
-def _macro_f1(truth: NDArray[np.int_], said: NDArray[np.int_], na: int) -> float | None:
+def macro_f1_score(truth: NDArray[np.int_], said: NDArray[np.int_], na: int) -> float | None:
+    """Mean over the tags that occur in `truth` [N] of their F1; codes, `na` for silence. None without users."""
     in_gold = np.bincount(truth, minlength=na + 1)
     in_answers = np.bincount(said, minlength=na + 1)
     hits = np.bincount(truth[truth == said], minlength=na + 1)
@@ -244,11 +212,12 @@ def _best_constant(attribute: Attribute, truth: NDArray[np.int_], na: int) -> Co
     return ConstantBaseline(
         tag=attribute.names[code],
         accuracy=float((truth == code).mean()),
-        macro_f1=_macro_f1(truth, said, na) or 0.0,
+        macro_f1=macro_f1_score(truth, said, na) or 0.0,
     )
 
 
-def _average(tau: int, rows: Sequence[ThresholdMetrics]) -> AverageMetrics:
+def average_metrics(tau: int, rows: Sequence[ThresholdMetrics]) -> AverageMetrics:
+    """The means over the attributes `rows` at `tau`."""
     accuracy, coverage = _mean(r.selective_accuracy for r in rows), _mean(r.coverage for r in rows)
     recall_tp_na = _mean(r.recall_tp_na for r in rows)
     return AverageMetrics(

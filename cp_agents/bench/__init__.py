@@ -1,0 +1,1 @@
+"""The open benchmark: public data, baselines and the paper's tables."""

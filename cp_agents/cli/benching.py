@@ -1,0 +1,9 @@
+"""`bench`: the open benchmark. Each verb is a module of its own, `bench_*.py`, registered here."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    help="The open benchmark: public data, baselines, the paper's tables.", no_args_is_help=True
+)
