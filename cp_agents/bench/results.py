@@ -1,0 +1,93 @@
+"""What benchmarks find, as plain data: numbers with their intervals, and tables of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cp_agents.evaluation.statistics import Difference, Interval
+
+
+class Estimate(BaseModel):
+    """A number, its interval where there is one, and for a difference the p of its paired test.
+
+    None where undefined, so that the JSON holds no NaN.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+    @classmethod
+    def of(cls, found: Interval | Difference | float | None) -> Estimate:
+        """From what `cp_agents.evaluation.statistics` gives, or from a bare number."""
+        if found is None or isinstance(found, int | float):
+            return cls(value=_defined(found))
+        return cls(
+            value=_defined(found.value),
+            low=_defined(found.low),
+            high=_defined(found.high),
+            p=_defined(found.p) if isinstance(found, Difference) else None,
+        )
+
+
+Cell = Estimate | str | int | None
+"""What may stand in a table: a number with its interval, a count, a word; None for nothing."""
+
+
+class Row(BaseModel):
+    """One line of a table."""
+
+    label: str
+    cells: list[Cell]
+    """One for each column."""
+    ranked: bool = True
+    """Whether it takes part in the search for the best of a column; the paper's own numbers do not."""
+
+
+class Grid(BaseModel):
+    """A table: rows by columns, with what a reader has to know of it."""
+
+    title: str
+    label: str = "method"
+    """Heading of the rows' labels."""
+    columns: list[str]
+    rows: list[Row]
+    best: list[Literal["high", "low"] | None] = Field(default_factory=list)
+    """For each column which end is the better one, to be shown in bold; empty for none."""
+    notes: list[str] = Field(default_factory=list)
+
+    def best_rows(self) -> list[set[int]]:
+        """For each column the rows that hold its best number, ties included; one row alone is no best."""
+        return [
+            _best([row.cells[i] if row.ranked else None for row in self.rows], end)
+            for i, end in enumerate(self.best or [None] * len(self.columns))
+        ]
+
+
+def estimates(found: Mapping[str, Interval] | Mapping[str, Difference]) -> dict[str, Estimate]:
+    """Every number of a dict of intervals or differences as an `Estimate`."""
+    return {name: Estimate.of(value) for name, value in found.items()}
+
+
+def _best(cells: Sequence[Cell], end: Literal["high", "low"] | None) -> set[int]:
+    numbers = {
+        i: value
+        for i, cell in enumerate(cells)
+        if (value := cell.value if isinstance(cell, Estimate) else cell) is not None
+        and not isinstance(value, str)
+    }
+    if end is None or len(numbers) < 2:
+        return set()
+    top = max(numbers.values()) if end == "high" else min(numbers.values())
+    return {i for i, value in numbers.items() if value == top}
+
+
+def _defined(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
