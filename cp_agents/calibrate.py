@@ -51,7 +51,9 @@ def fit_run(
     if confidence is not None:
         check_source(confidence)
         settings = settings.model_copy(update={"confidence": confidence})
-    records, ballots = load_ballots(store, run, taxonomy, settings.samples, settings.confidence)
+    records, ballots = load_ballots(
+        store, run, taxonomy, settings.samples, settings.confidence, settings.tag_weights
+    )
     if not records:
         raise StoreError(f"run {run} holds no samples to calibrate on")
     votes = decide.count(ballots, taxonomy, settings.vote)
@@ -61,7 +63,7 @@ def fit_run(
             raise InputError(f"run {run} has too few records to calibrate on ({len(records)})")
     else:
         truth = (
-            _gold_tags(gold, records, taxonomy, run) if gold is not None else _reviewed_tags(store, records)
+            gold_tags(gold, records, taxonomy, run) if gold is not None else reviewed_tags(store, records)
         )
         scores: dict[str, list[float]] = {name: [] for name in taxonomy.names}
         right: dict[str, list[bool]] = {name: [] for name in taxonomy.names}
@@ -88,7 +90,7 @@ def fit_run(
     return fitted
 
 
-def _gold_tags(
+def gold_tags(
     gold: Mapping[str, Mapping[str, str]],
     records: list[tuple[int, str, str, str]],
     taxonomy: Taxonomy,
@@ -115,6 +117,7 @@ def _gold_tags(
     return truth
 
 
-def _reviewed_tags(store: TraceStore, records: list[tuple[int, str, str, str]]) -> dict[int, dict[str, str]]:
+def reviewed_tags(store: TraceStore, records: list[tuple[int, str, str, str]]) -> dict[int, dict[str, str]]:
+    """What people said in reviews of these records."""
     answers = reviewed(store)
     return {r[0]: {name: a["tag"] for name, a in answers.get(r[0], {}).items()} for r in records}

@@ -20,6 +20,7 @@ from cp_agents.routing import review_reasons
 from cp_agents.schema import NA, AttributeProfile, Status
 from cp_agents.settings import ProfileSettings
 from cp_agents.stores.traces import RecordRow, VoteRow, unpack_evidence
+from cp_agents.tag_weights import TagWeights, reweigh
 from cp_agents.taxonomy import Taxonomy
 from cp_agents.voting import VoteMethod, Votes, vote_attributes
 
@@ -96,6 +97,13 @@ def weighed(
             probability[place[attribute], 0, index] = value
     tags, confidence = weigh(source, ballots.tags, ballots.confidence, probability)
     return ballots._replace(tags=tags, confidence=confidence)
+
+
+def reweighed(ballots: Ballots, taxonomy: Taxonomy, weights: TagWeights) -> Ballots:
+    """The ballots with every answer's weight times that of its tag, see `cp_agents.tag_weights`."""
+    if not weights:
+        return ballots
+    return ballots._replace(confidence=reweigh(ballots.tags, ballots.confidence, taxonomy, weights))
 
 
 def count(ballots: Ballots, taxonomy: Taxonomy, method: VoteMethod) -> Votes:

@@ -187,6 +187,7 @@ def build_graph(
                 able = ctx.backend.capabilities.logprobs
                 check_logprobs(ctx.settings.confidence, able, ctx.backend.identity.sampler)
             ballots = decide.weighed(ballots, ctx.settings.confidence, ctx.taxonomy, known)
+        ballots = decide.reweighed(ballots, ctx.taxonomy, ctx.settings.tag_weights)
         if (stopping := ctx.settings.stopping) is not None:
             asked = state["asked"]
             tags, weights = ballots.tags[:, 0, :asked], ballots.confidence[:, 0, :asked]

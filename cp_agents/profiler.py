@@ -29,6 +29,7 @@ from cp_agents.schema import Profile, UserRecord
 from cp_agents.settings import ProfileSettings
 from cp_agents.stores.endpoints import recall
 from cp_agents.stores.traces import TraceStore
+from cp_agents.tag_weights import check_tag_weights
 from cp_agents.taxonomy import Taxonomy, load_taxonomy
 from cp_agents.voting import METHODS, VoteMethod
 
@@ -76,6 +77,7 @@ class Profiler:
         adaptive: Adaptive | None = None,
         adaptive_p: float = 0.95,
         wave: int = 1,
+        tag_weights: Mapping[str, Mapping[str, float]] | None = None,
         tau: float | Mapping[str, float] | Sequence[str] | None = None,
         calibrator: str | Path | Calibrator | None = None,
         review: ReviewPolicy | None = None,
@@ -100,6 +102,7 @@ class Profiler:
             raise InputError(f"unknown vote {vote!r}: expected one of {', '.join(METHODS)}")
         check_source(confidence)
         check_adaptive(adaptive, vote)
+        check_tag_weights(tag_weights or {}, self.taxonomy, vote)
         self.settings = _settings(
             samples=check_samples(samples),
             vote=vote,
@@ -107,6 +110,7 @@ class Profiler:
             adaptive=adaptive,
             adaptive_p=adaptive_p,
             wave=wave,
+            tag_weights=tag_weights or {},
             tau=parse_tau(_tau_words(tau), self.taxonomy),
             review=review or ReviewPolicy(),
             temperature=temperature,

@@ -26,6 +26,7 @@ from cp_agents.schema import NA, Profile
 from cp_agents.settings import ProfileSettings
 from cp_agents.stores.reviews import apply_reviews, reviewed
 from cp_agents.stores.traces import RecordRow, TraceStore
+from cp_agents.tag_weights import TagWeights, check_tag_weights
 from cp_agents.taxonomy import Taxonomy
 from cp_agents.voting import METHODS, VoteMethod, Votes
 
@@ -46,8 +47,9 @@ def load_ballots(
     taxonomy: Taxonomy,
     samples: int,
     confidence: ConfidenceSource = "verbal",
+    tag_weights: TagWeights | None = None,
 ) -> tuple[list[tuple[int, str, str, str]], decide.Ballots]:
-    """A run's records `(record_id, user_id, cues, self_reported JSON)` and all its ballots [R, M].
+    """A run's records `(record_id, user_id, cues, self_reported JSON)` and all its ballots [R, M], weighed.
 
     Raises `InputError` where `confidence` weighs by probabilities and no answer of the run has one.
     """
@@ -82,7 +84,7 @@ def load_ballots(
                 ballots.tags[k, rows, indices] = list(map(attribute.codes.__getitem__, tags))
                 ballots.confidence[k, rows, indices] = stated
         if confidence == "verbal":
-            return records, ballots
+            return records, decide.reweighed(ballots, taxonomy, tag_weights or {})
         probability = np.full(ballots.tags.shape, np.nan)
         if needs_probability(confidence):
             for k, attribute in enumerate(taxonomy.attributes):
@@ -100,7 +102,8 @@ def load_ballots(
                     f" are kept, and verbal or agreement can decide them (`replay --confidence`)"
                 )
     voting, weights = weigh(confidence, ballots.tags, ballots.confidence, probability)
-    return records, ballots._replace(tags=voting, confidence=weights)
+    ballots = ballots._replace(tags=voting, confidence=weights)
+    return records, decide.reweighed(ballots, taxonomy, tag_weights or {})
 
 
 @contextmanager
@@ -127,7 +130,9 @@ def relabel(
     `calibrator="fit"` fits the label-free quintiles on this run's own votes (too few records leave it
     uncalibrated, see `Calibrator.fit`). Nothing is written.
     """
-    records, ballots = load_ballots(store, run_id, taxonomy, settings.samples, settings.confidence)
+    records, ballots = load_ballots(
+        store, run_id, taxonomy, settings.samples, settings.confidence, settings.tag_weights
+    )
     votes = decide.count(ballots, taxonomy, settings.vote)
     fitted = fit_on(votes, ballots.asked, taxonomy, settings) if calibrator == "fit" else calibrator
     answers = reviewed(store)
@@ -169,13 +174,14 @@ def replay(
     vote: VoteMethod | None = None,
     confidence: ConfidenceSource | None = None,
     tau: list[str] | None = None,
+    tag_weights: TagWeights | None = None,
     calibrator: Calibrator | Literal["run", "fit"] | None = "run",
 ) -> Iterator[Profile]:
-    """The profiles of a stored run under another vote, confidence, tau or calibrator. No model call, nothing written.
+    """The profiles of a stored run decided otherwise. No model call, nothing written.
 
     What is not given stays as the run had it. `tau` is spelled as on the command line: `["3", "age=4"]`.
-    `calibrator="run"` is the run's own, none where a finished run had none; under another vote or confidence, and for
-    a run that is not finished, it is fitted (`"fit"`). None leaves the profiles uncalibrated.
+    `calibrator="run"` is the run's own, none where a finished run had none; under another vote, confidence or tag
+    weights, and for a run that is not finished, it is fitted (`"fit"`). None leaves the profiles uncalibrated.
     """
     store = store if isinstance(store, TraceStore) else TraceStore(store, must_exist=True)
     run, taxonomy, settings = stored_run(store, run_id)
@@ -189,9 +195,13 @@ def replay(
         changed["confidence"] = confidence
     if tau:
         changed["tau"] = parse_tau(tau, taxonomy)
+    reweighed = tag_weights is not None and tag_weights != settings.tag_weights
+    if reweighed:
+        changed["tag_weights"] = tag_weights
     settings = settings.model_copy(update=changed)
+    check_tag_weights(settings.tag_weights, taxonomy, settings.vote)
     if calibrator == "run":
-        calibrator = _own_calibrator(store, run, settings)
+        calibrator = "fit" if reweighed else _own_calibrator(store, run, settings)
     if isinstance(calibrator, Calibrator):
         calibrator.check(taxonomy, settings.vote, settings.confidence)
     decided, _ = relabel(store, run, taxonomy, settings, calibrator)

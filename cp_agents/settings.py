@@ -38,6 +38,8 @@ class ProfileSettings(BaseModel):
     vote: VoteMethod = "weighted"
     confidence: ConfidenceSource = "verbal"
     """What an answer weighs in the vote, see `cp_agents.confidence`."""
+    tag_weights: dict[str, dict[str, float]] = {}
+    """What a few labels taught the vote, `{attribute: {tag: weight}}`, see `cp_agents.tag_weights`; not the paper's."""
     min_survivors: int = Field(default=3, ge=1)
     """Usable votes below which an attribute fails (never more than `samples`)."""
     adaptive: Adaptive | None = None
@@ -69,6 +71,8 @@ class ProfileSettings(BaseModel):
         sampling = {name: getattr(self, name) for name in _SAMPLING}
         if (stopping := self.stopping) is not None:
             sampling["stopping"] = [*stopping, self.confidence]
+            if self.tag_weights:
+                sampling["stopping"].append(self.tag_weights)
         whole = [
             identity.kind,
             identity.endpoint,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from cp_agents.cli import bench_hybrid
+
 app = typer.Typer(
     help="The open benchmark: public data, baselines, the paper's tables.", no_args_is_help=True
 )
+app.command("hybrid")(bench_hybrid.hybrid)

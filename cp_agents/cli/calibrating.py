@@ -79,3 +79,36 @@ def show(
         text = "  ".join(f"{key} {value}" for key, value in body.items()) or "too few records: uncalibrated"
         table.add_row(name, str(curve.n), text)
     tables.console().print(table)
+
+
+@app.command("tags")
+def tags(
+    out: Annotated[Path, typer.Option("--out", help="JSON file to write.", show_default=False)],
+    store: o.Store = o.DEFAULT_STORE,
+    run: o.Run = None,
+    gold: Annotated[
+        Path | None, typer.Option("--gold", help="Gold JSONL; without it reviewed rows are used.")
+    ] = None,
+    truth_field: Annotated[str, typer.Option("--truth-field", help="Field of the gold rows.")] = "truth",
+) -> None:
+    """Learn from labels which tags a teacher says too easily. Python: `cp_agents.hybrid.learn_from_run`.
+
+    The file goes to `replay --tag-weights` or `profile --tag-weights`.
+    """
+    from cp_agents.evaluation.loading import load_gold
+    from cp_agents.files import check_out
+    from cp_agents.hybrid import learn_from_run, save_tag_weights
+    from cp_agents.stores.traces import TraceStore
+
+    check_out(out, store, gold)
+    truth = load_gold(gold, truth_field) if gold is not None else None
+    with TraceStore(store, must_exist=True) as traces:
+        learned = learn_from_run(traces, run, gold=truth)
+    save_tag_weights(out, learned)
+    for name, weights in learned.weights.items():
+        lightest, heaviest = min(weights, key=weights.__getitem__), max(weights, key=weights.__getitem__)
+        typer.echo(
+            f"{name}: {learned.labels[name]} labels; {lightest} weighs {weights[lightest]:.2f},"
+            f" {heaviest} {weights[heaviest]:.2f}"
+        )
+    typer.echo(f"wrote the weights of run {learned.run} to {out}")

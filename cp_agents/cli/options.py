@@ -79,6 +79,14 @@ Confidence = Annotated[
         help="What an answer weighs: verbal, agreement, logprob or combined; the run's by default.",
     ),
 ]
+TagWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--tag-weights",
+        help="What a few labels taught the vote: a file of `calibrate tags`; the run's by default.",
+        show_default=False,
+    ),
+]
 Tau = Annotated[
     list[str] | None,
     typer.Option(

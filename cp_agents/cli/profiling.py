@@ -133,6 +133,7 @@ def profile(
         int,
         typer.Option("--wave", help="With --adaptive: fewest samples to draw at once after the first wave."),
     ] = 1,
+    tag_weights: o.TagWeights = None,
     tau: o.Tau = None,
     calibrator: Annotated[
         Path | None,
@@ -201,6 +202,7 @@ def profile(
 ) -> None:
     """Profile every user of IN; goes on where an earlier attempt stopped. Python: `Profiler.profile_many`."""
     from cp_agents.files import BadLine, check_out, read_records, write_jsonl
+    from cp_agents.hybrid import load_tag_weights
     from cp_agents.prices import find_prices, prices_for
     from cp_agents.profiler import Profiler
     from cp_agents.runner import StoredRecord, profiles_in_order
@@ -221,7 +223,7 @@ def profile(
         report_bad_lines(bad)
         raise InputError(f"{in_file} holds no user records")
     ids = [r.user_id if isinstance(r, StoredRecord) else str(r["user_id"]) for r in records]
-    check_out(out, in_file, store, calibrator, prices, *o.files_of(backend, taxonomy or ""))
+    check_out(out, in_file, store, calibrator, prices, tag_weights, *o.files_of(backend, taxonomy or ""))
     if concurrency < 1:
         raise InputError(f"--concurrency should be 1 or more, found {concurrency}")
     if batch_size < 1:
@@ -246,6 +248,7 @@ def profile(
         adaptive=adaptive,  # type: ignore[arg-type]  # likewise
         adaptive_p=adaptive_p,
         wave=wave,
+        tag_weights=None if tag_weights is None else load_tag_weights(tag_weights),
         calibrator=calibrator,
         review=parse_review(review or []),
         run=run or run_name(in_file, backend),

@@ -22,6 +22,7 @@ def replay(
     run: o.Run = None,
     vote: o.Vote = None,
     confidence: o.Confidence = None,
+    tag_weights: o.TagWeights = None,
     tau: o.Tau = None,
     calibrator: Annotated[
         str,
@@ -35,15 +36,17 @@ def replay(
     """Vote, calibrate and abstain again over a stored run; no model call. Python: `cp_agents.replay`."""
     from cp_agents import relabel
     from cp_agents.files import check_out, write_jsonl
+    from cp_agents.hybrid import load_tag_weights
     from cp_agents.stores.traces import TraceStore
 
     started = time.monotonic()
-    check_out(out, store, *o.files_of(calibrator))
+    check_out(out, store, tag_weights, *o.files_of(calibrator))
+    weights = None if tag_weights is None else load_tag_weights(tag_weights)
     with TraceStore(store, must_exist=True) as traces:
         run_id = traces.run(run)["run_id"]
         profiles = relabel.replay(
             traces, run_id, vote=vote, confidence=confidence, tau=tau,  # type: ignore[arg-type]
-            calibrator=find_calibrator(traces, calibrator),
+            tag_weights=weights, calibrator=find_calibrator(traces, calibrator),
         )  # fmt: skip
         count = write_jsonl(out, (p.to_json() for p in profiles))
     typer.echo(
