@@ -1,8 +1,8 @@
 """`replay:PATH`: recorded answers instead of a model.
 
 PATH is a trace store (its newest run, or `PATH#RUN`), or a JSONL with one line a user:
-`{"user_id", "samples": [{"text", "finish_reason"}, ...], "usage"}`. What was not recorded is a typed failure,
-never a made-up answer.
+`{"user_id", "samples": [{"text", "finish_reason", "sampler"}, ...], "usage"}`; a sample names its sampler where several
+models were recorded. What was not recorded is a typed failure, never a made-up answer.
 """
 
 from __future__ import annotations
@@ -101,28 +101,29 @@ def _from_jsonl(path: Path) -> tuple[Recording, str]:
             user_id = read_user_id(row.get("user_id"))
             if user_id in recording:
                 raise InputError(f"user {user_id!r} has a line before it already")
-            texts = [_answer(sample, i) for i, sample in enumerate(row["samples"], 1)]
+            texts = [_answer(sample, i, f"replay:{path.name}") for i, sample in enumerate(row["samples"], 1)]
             usage = _shared_usage(row.get("usage"), len(texts))
         except InputError as error:
             raise InputError(f"{path} line {number}: {error}") from None
         recording[user_id] = {
-            i: Completion(
-                index=i, text=text, finish_reason=finish, sampler=f"replay:{path.name}", usage=usage[i]
-            )
-            for i, (text, finish) in enumerate(texts)
+            i: Completion(index=i, text=text, finish_reason=finish, sampler=sampler, usage=usage[i])
+            for i, (text, finish, sampler) in enumerate(texts)
         }
     if not recording:
         raise InputError(f"{path} holds no recorded answers")
     return recording, digest.hexdigest()[:12]
 
 
-def _answer(sample: object, number: int) -> tuple[str, str | None]:
+def _answer(sample: object, number: int, unnamed: str) -> tuple[str, str | None, str]:
     if not isinstance(sample, dict) or not isinstance(sample.get("text"), str):
         raise InputError(f'sample {number} should be an object with a "text"')
     finish = sample.get("finish_reason")
     if finish is not None and not isinstance(finish, str):
         raise InputError(f'the "finish_reason" of sample {number} should be text')
-    return sample["text"], finish
+    sampler = sample.get("sampler")
+    if sampler is not None and (not isinstance(sampler, str) or not sampler.strip()):
+        raise InputError(f'the "sampler" of sample {number} should be the name of a model')
+    return sample["text"], finish, sampler or unnamed
 
 
 def _tokens(total: dict[str, Any], name: str) -> int:
