@@ -93,8 +93,8 @@ class ChatLines:
         """The line that asks for the samples in `run`, with its line break."""
         backend = self._backend
         several = {"n": len(run)} if len(run) > 1 else {}
-        parameters = backend._dialect.parameters(prompt.request, run)
-        body = prompt.encode({"model": backend.identity.model, **several, **parameters, **backend._extra})
+        parameters = backend.attempts.dialect.parameters(prompt.request, run)
+        body = prompt.encode({"model": backend.identity.model, **several, **parameters, **backend.attempts.extra})
         return b'{"custom_id":"%b","method":"POST","url":"%b","body":%b}\n' % (
             custom_id.encode(), ROUTE.encode(), body,
         )  # fmt: skip
@@ -107,32 +107,32 @@ class ChatLines:
         backend = self._backend
         private = prompt.private
         asked = Asked(
-            backend.identity.model, len(run), list(backend._dialect.parameters(prompt.request, run)), private
+            backend.identity.model, len(run), list(backend.attempts.dialect.parameters(prompt.request, run)), private
         )
         try:
             if line.status is None:
                 kind = _ERROR_TYPES.get(line.code, ErrorType.SERVER)
                 raise CallError(f"the batch did not answer this request{_in_brackets(line.code)}", kind)
             if line.status != 200:
-                raise read_error(line.status, {}, line.body, asked, backend._endpoint._key)
+                raise read_error(line.status, {}, line.body, asked, backend.attempts.endpoint._key)
             reply = read_reply(json.dumps(line.body).encode(), len(run))
         except CallError as error:
             if error.error_type.is_fatal:
                 raise
-            return [backend._failure(index, error, 0.0) for index in run]
-        found = backend._completions(prompt, run, reply, 0, 0.0)
+            return [backend.attempts.failure(index, error) for index in run]
+        found = backend.attempts.completions(prompt, run, reply, 0.0)
         if self._prices is not None:
             found = [c.model_copy(update={"cost_usd": self._prices.cost(c.usage)}) for c in found]
         short = CallError(f"the endpoint gave {len(found)} of {len(run)} answers", ErrorType.SERVER)
         there = {completion.index for completion in found}
-        return [*found, *(backend._failure(index, short, 0.0) for index in run if index not in there)]
+        return [*found, *(backend.attempts.failure(index, short) for index in run if index not in there)]
 
     def missing(self, status: str, run: range) -> list[Completion]:
         """Failures for a request without a line in the results of a batch that ended as `status`."""
         kind, why = _WHY_MISSING.get(
             status, (ErrorType.SERVER, "the results of the batch have no line for this request")
         )
-        return [self._backend._failure(index, CallError(why, kind), 0.0) for index in run]
+        return [self._backend.attempts.failure(index, CallError(why, kind)) for index in run]
 
 
 class BatchState(NamedTuple):
@@ -160,7 +160,7 @@ class BatchAPI:
 
     def __init__(self, backend: OpenAIBackend) -> None:
         self._backend = backend
-        self._endpoint = backend._endpoint
+        self._endpoint = backend.attempts.endpoint
 
     async def upload(self, path: Path, key: str) -> str:
         """Upload an input file; its id."""
@@ -259,7 +259,7 @@ class BatchAPI:
         """`_ask`, and again after a failure that may pass."""
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda e: isinstance(e, CallError) and e.is_retryable),
-            stop=stop_after_attempt(self._backend._max_attempts),
+            stop=stop_after_attempt(self._backend.max_attempts),
             wait=wait_exponential(multiplier=0.5, max=30.0) + wait_random(0.0, 0.5),
             sleep=asyncio.sleep,
             reraise=True,

@@ -1,8 +1,6 @@
-"""Connections to an OpenAI-compatible endpoint, one client an event loop, through the openai SDK.
+"""Connections to an OpenAI-compatible endpoint, one client an event loop.
 
-Calls go through the SDK's `post`, which its `chat.completions.create` ends in as well: walking the type
-annotations of the messages and building response models would cost three times the processor time of the call
-itself. The SDK's own retries are off, because they know nothing of a cooldown that other calls should share.
+The SDK's own retries are off, because they know nothing of a cooldown that other calls should share.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 import openai
 
 from cp_agents.backends.chat import Asked, CallError, read_error
+from cp_agents.backends.posting import Poster, by_aiohttp, by_sdk, is_direct
 from cp_agents.errors import ErrorType, InputError
 
 if TYPE_CHECKING:
@@ -31,10 +30,11 @@ class Line:
     """What belongs to one event loop."""
 
     client: openai.AsyncOpenAI
+    poster: Poster
     slots: asyncio.Semaphore
     """Bounds the requests in flight, so that nobody's timeout runs while they wait for a connection."""
     keeper: AsyncGenerator[None, None]
-    """Closes the client."""
+    """Closes what belongs to the loop."""
     probed: asyncio.Event | None = None
     """Set once the request that finds out about n has come back, with whatever result."""
 
@@ -55,6 +55,7 @@ class Endpoint:
         self._base_url = base_url
         self._key = key
         self._timeout_s = timeout_s
+        self._connect_timeout_s = min(_CONNECT_TIMEOUT_S, timeout_s)
         self._max_connections = max_connections
         self._http_client = http_client
         self._lines: dict[asyncio.AbstractEventLoop, Line] = {}
@@ -67,21 +68,31 @@ class Endpoint:
             for other in [known for known in self._lines if known.is_closed()]:
                 del self._lines[other]
             client = self._client()
-            line = Line(client, asyncio.Semaphore(self._max_connections), _close_at_the_end(client))
+            poster = self._poster(client)
+            keeper = _close_at_the_end(client, poster)
+            line = Line(client, poster, asyncio.Semaphore(self._max_connections), keeper)
             self._lines[loop] = line
             await anext(line.keeper)
         return line
 
+    @property
+    def _by_aiohttp(self) -> bool:
+        """It takes half the processor time of httpx, but no user name and password beside a key."""
+        return find_spec("aiohttp") is not None and "@" not in urlsplit(self._base_url).netloc
+
+    def _poster(self, client: openai.AsyncOpenAI) -> Poster:
+        if self._by_aiohttp and self._http_client is None and is_direct():
+            return by_aiohttp(client, self._connect_timeout_s)
+        return by_sdk(client)
+
     def _client(self) -> openai.AsyncOpenAI:
-        # Half the processor time of httpx, where it is installed; it takes no user name and password beside a key.
-        fast = find_spec("aiohttp") is not None and "@" not in urlsplit(self._base_url).netloc
-        transport = openai.DefaultAioHttpClient if fast else openai.DefaultAsyncHttpxClient
+        transport = openai.DefaultAioHttpClient if self._by_aiohttp else openai.DefaultAsyncHttpxClient
         return openai.AsyncOpenAI(
             api_key=self._key or "none",
             **client_url(self._base_url),
             max_retries=0,
             # asyncio.timeout bounds an attempt as a whole; a read timeout starts anew with every byte.
-            timeout=openai.Timeout(None, connect=min(_CONNECT_TIMEOUT_S, self._timeout_s)),
+            timeout=openai.Timeout(None, connect=self._connect_timeout_s),
             http_client=self._http_client or transport(),
         )
 
@@ -89,12 +100,14 @@ class Endpoint:
         """The body of the answer to one request. Raises `CallError`."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await line.client.post("/chat/completions", cast_to=bytes, content=content)
-        except openai.APIStatusError as error:
-            failure = read_error(error.status_code, error.response.headers, error.body, asked, self._key)
+                answer = await line.poster.post(content)
         except Exception as error:
             failure = self._lost(error)
-        # Raised out here, it drags along no exception of the SDK's, which holds the request with key and prompt.
+        else:
+            if 200 <= answer.status < 300:
+                return answer.content
+            failure = read_error(answer.status, answer.headers, answer.said, asked, self._key)
+        # Raised out here, it drags along no exception of a client, which holds the request with key and prompt.
         raise failure
 
     async def models(self, line: Line) -> object:
@@ -114,7 +127,7 @@ class Endpoint:
         if any(isinstance(link, TimeoutError) for link in chain):
             return CallError(f"no answer within {self._timeout_s:g} s", ErrorType.TIMEOUT)
         name = type(chain[-1]).__name__
-        if isinstance(error, openai.APIConnectionError) or type(error).__module__.startswith("aiohttp"):
+        if isinstance(error, openai.APIConnectionError | OSError) or type(error).__module__.startswith("aiohttp"):
             return CallError(f"the endpoint could not be reached or hung up ({name})", ErrorType.CONNECTION)
         return CallError(f"the call failed in an unforeseen way ({name})", ErrorType.INTERNAL)
 
@@ -125,11 +138,12 @@ class Endpoint:
             await line.keeper.aclose()
 
 
-async def _close_at_the_end(client: openai.AsyncOpenAI) -> AsyncGenerator[None, None]:
+async def _close_at_the_end(client: openai.AsyncOpenAI, poster: Poster) -> AsyncGenerator[None, None]:
     """A loop that shuts down, as asyncio.run does, closes its generators: so nobody need think of it."""
     try:
         yield
     finally:
+        await poster.close()
         await client.close()
 
 

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError
@@ -160,6 +159,8 @@ class VllmServerBackend(OpenAIBackend):
     the server is ready. Raises `InputError` if it is not, or has no such model.
     """
 
+    kind = "vllm-server"
+
     def __init__(
         self,
         url: str,
@@ -204,9 +205,8 @@ class VllmServerBackend(OpenAIBackend):
             extra_body=extra,
             revision=digest(served.root, served.base, own_revision, bearing),
         )
-        self._identity = replace(self._identity, kind="vllm-server")
-        self._taxonomy = taxonomy
-        self._logprobs = self._structured = True
+        self.attempts.taxonomy = taxonomy
+        self.facts.logprobs = self.facts.structured_output = True
 
     def __repr__(self) -> str:
         return f"VllmServerBackend({self._identity.model!r}, url={self._identity.endpoint!r})"

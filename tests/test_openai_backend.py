@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from aiohttp import test_utils, web
 from hypothesis import given, settings
@@ -125,20 +126,47 @@ async def test_samples_are_the_same_with_n_honoured_and_ignored(serve: Serve) ->
         assert texts(a) == texts(b)
         assert len(set(texts(a))) > 1
     assert [r.n for r in honouring.requests] == [10, 10, 10]
-    assert [r.n for r in ignoring.requests] == [10] + [1] * 29, "what the probe brought is used"
+    assert [r.n for r in ignoring.requests] == [10, 9] + [1] * 28, "what the probes brought is used"
     assert several.capabilities.n
     assert not singly.capabilities.n
     assert isinstance(several, Backend)
     assert several.capabilities.retries
 
 
-async def test_one_request_finds_out_while_the_others_wait(serve: Serve) -> None:
+async def test_one_record_finds_out_while_the_others_wait(serve: Serve) -> None:
     server, backend = await serve(LoopbackConfig(honour_n=False, latency_s=0.03))
     drawn = await asyncio.gather(*(draw(backend, request(user=user)) for user in range(8)))
     assert all(len(completions) == 10 for completions in drawn)
-    assert Counter(r.n for r in server.requests) == {10: 1, 1: 79}
-    finished = server.requests[0].finished
-    assert min(r.received for r in server.requests[1:]) >= finished
+    assert Counter(r.n for r in server.requests) == {10: 1, 9: 1, 1: 78}
+    for probe in (0, 1):
+        finished = server.requests[probe].finished
+        assert min(r.received for r in server.requests[probe + 1 :]) >= finished
+
+
+@pytest.mark.parametrize("short", [1, 2, 9])
+@pytest.mark.parametrize("n", ["probe", "yes"])
+async def test_a_short_reply_is_asked_to_be_completed_and_settles_nothing(
+    serve: Serve, n: str, short: int
+) -> None:
+    few = said(*(f"answer {i}" for i in range(short)))
+    server, backend = await serve(LoopbackConfig(script=once(few)), n=n)
+    got = await draw(backend, request())
+    assert texts(got)[:short] == [f"answer {i}" for i in range(short)]
+    assert [r.n for r in server.requests] == [10, 10 - short]
+    assert [r.seed for r in server.requests] == [0, short]
+    assert len(await draw(backend, request(user=1))) == 10
+    assert [r.n for r in server.requests][2:] == [10]
+    assert backend.capabilities.n is True
+
+
+async def test_an_endpoint_that_draws_a_few_at_a_time(serve: Serve) -> None:
+    def four_at_most(body: dict[str, Any], _: int) -> Reply:
+        return said(*(f"answer {body['seed'] + i}" for i in range(min(4, body.get("n", 1)))))
+
+    server, backend = await serve(LoopbackConfig(script=four_at_most))
+    assert texts(await draw(backend, request())) == [f"answer {i}" for i in range(10)]
+    assert [r.n for r in server.requests] == [10, 6, 2]
+    assert backend.capabilities.n
 
 
 async def test_a_probe_that_fails_or_is_cancelled_holds_nobody_up(serve: Serve) -> None:
@@ -794,6 +822,47 @@ async def test_a_query_and_a_password_in_the_base_url_are_sent(serve: Serve) -> 
             assert texts(await draw(backend, request(1))) == ["yes"]
     assert paths == ["/v1/chat/completions?api-version=3&a=", "/v1/chat/completions?token=abc"]
     assert passwords == ["Bearer none", "Basic bWU6cGFzcw=="]
+
+
+async def test_a_proxy_is_used(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.json_response(completion_body([str(request.url)]))
+
+    async with test_utils.RawTestServer(answer) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+        _, backend = await serve(base_url="http://endpoint.example/v1")
+        [text] = texts(await draw(backend, request(1)))
+    assert text == "http://endpoint.example/v1/chat/completions"
+
+
+async def test_both_ways_to_post_send_the_same(serve: Serve) -> None:
+    """What the SDK would send, down to its headers: gateways look at them."""
+    server, fast = await serve(api_key=KEY)
+    _, by_sdk = await serve(base_url=server.url, api_key=KEY, http_client=openai.DefaultAioHttpClient())
+    for backend in (fast, by_sdk):
+        assert kinds(await draw(backend, request(2))) == {None}
+    ours, theirs = ({k.lower(): v for k, v in headers.items()} for headers in server.headers)
+    assert server.bodies[0] == server.bodies[1]
+    different = {k for k in ours | theirs if ours.get(k) != theirs.get(k)}
+    assert different <= {"x-stainless-retry-count", "accept-encoding", "connection"}
+    assert ours["authorization"] == f"Bearer {KEY}"
+
+
+async def test_a_redirect_and_a_packed_answer_are_followed_and_unpacked(serve: Serve) -> None:
+    async def move(request: web.Request) -> web.Response:
+        raise web.HTTPTemporaryRedirect("/moved")
+
+    async def answer(request: web.Request) -> web.Response:
+        packed = web.json_response(completion_body([(await request.json())["model"]]))
+        packed.enable_compression(web.ContentCoding.gzip)
+        return packed
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", move)
+    app.router.add_post("/moved", answer)
+    async with test_utils.TestServer(app) as gateway:
+        _, backend = await serve(base_url=f"http://127.0.0.1:{gateway.port}/v1")
+        assert texts(await draw(backend, request(1))) == ["loopback"]
 
 
 async def test_the_key_comes_from_the_argument_or_the_environment(
