@@ -38,9 +38,23 @@ class Release(NamedTuple):
 
 
 RELEASES = (
-    Release("ml-100k", "\t", "latin-1", r"u\.data", r"u\.user", r"u\.item", ("user", "age", "gender", "occupation")),
     Release(
-        "ml-1m", "::", "latin-1", r"ratings\.dat", r"users\.dat", r"movies\.dat", ("user", "gender", "age", "occupation")
+        "ml-100k",
+        "\t",
+        "latin-1",
+        r"u\.data",
+        r"u\.user",
+        r"u\.item",
+        ("user", "age", "gender", "occupation"),
+    ),
+    Release(
+        "ml-1m",
+        "::",
+        "latin-1",
+        r"ratings\.dat",
+        r"users\.dat",
+        r"movies\.dat",
+        ("user", "gender", "age", "occupation"),
     ),
     Release("ml-100k", "\t", "utf-8", r"ml-100k\.inter", r"ml-100k\.user", r"ml-100k\.item", ()),
 )
@@ -94,7 +108,9 @@ def _films(found: array[float], titles: dict[str, str]) -> Iterator[dict[str, ob
         yield {"text": titles[f"{film:.0f}"], "weight": rating, "time": time}
 
 
-def _cells(release: Release, file: Published, columns: int, separator: str | None = None) -> Iterator[tuple[str, list[str]]]:
+def _cells(
+    release: Release, file: Published, columns: int, separator: str | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """The rows of a file without a header, with a place to name in messages."""
     for number, line in enumerate(file.lines(release.encoding), 1):
         if not line.strip():
@@ -116,7 +132,9 @@ def _table(release: Release, file: Published, *needed: str) -> Iterator[tuple[st
     names = [cell.partition(":")[0] for cell in header]
     for name in needed:
         if name not in names:
-            raise InputError(f"{file.where}: no column {name!r} (columns: {', '.join(names)[:200] or 'none'})")
+            raise InputError(
+                f"{file.where}: no column {name!r} (columns: {', '.join(names)[:200] or 'none'})"
+            )
     for where, cells in rows:
         if len(cells) != len(names):
             raise InputError(f"{where}: {len(cells)} fields, the header has {len(names)}")
@@ -181,7 +199,12 @@ def _film_rows(
         names = _genre_names(files, rules)
         for where, cells in _cells(release, file, 5 + len(names), "|"):
             flags = cells[5 : 5 + len(names)]
-            yield where, cells[0], cells[1], [name for name, flag in zip(names, flags, strict=True) if flag == "1"]
+            yield (
+                where,
+                cells[0],
+                cells[1],
+                [name for name, flag in zip(names, flags, strict=True) if flag == "1"],
+            )
 
 
 def _genre_names(files: list[Published], rules: Rules) -> list[str]:

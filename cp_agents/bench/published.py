@@ -6,6 +6,7 @@ does not matter what an archive calls its members; how much a member may grow is
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import zipfile
@@ -20,10 +21,10 @@ from cp_agents.errors import InputError
 _MOST_BYTES = 4 << 30
 """Of one file, unpacked: twice the largest that these sets publish."""
 _MOST_RATIO = 200
-"""Unpacked to packed, of files that are large: text packs to a tenth, an archive made to fill a disk to a thousandth."""
+"""Unpacked to packed, of files that are large: text packs to a tenth, what is made to fill a disk to a thousandth."""
 _LARGE = 16 << 20
 _MOST_FILES = 200_000
-_DEPTH = 3
+_DEPTH = 6
 """Folders below the named one that are looked into."""
 _SKIPPED = frozenset({".git", "__MACOSX", "node_modules", ".venv"})
 
@@ -75,7 +76,9 @@ class Published(NamedTuple):
         """Its lines without their ends; what is no text in `encoding` is read as Windows-1252, then as Latin-1."""
         with self.open() as file:
             for number, raw in enumerate(file):
-                yield decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw, encoding).rstrip("\r\n")
+                yield decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw, encoding).rstrip(
+                    "\r\n"
+                )
 
 
 def decode(raw: bytes, encoding: str = "utf-8") -> str:
@@ -86,6 +89,16 @@ def decode(raw: bytes, encoding: str = "utf-8") -> str:
         except UnicodeDecodeError:
             continue
     return raw.decode("latin-1")
+
+
+def csv_rows(file: Published, encoding: str = "utf-8") -> Iterator[tuple[int, list[str]]]:
+    """The line number and the cells of each row of a comma-separated file. Raises `InputError` where it is none."""
+    reader = csv.reader(file.lines(encoding))
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise InputError(f"{file.where} line {reader.line_num}: not comma-separated text ({error})") from None
 
 
 def _check_member(file: Published, member: zipfile.ZipInfo) -> None:
@@ -106,7 +119,12 @@ def published_files(paths: Sequence[str | Path]) -> list[Published]:
     found: list[Published] = []
     for given in map(Path, paths):
         if given.is_dir():
-            found += _folder(given)
+            for file in _folder(given):
+                found.append(file)
+                if len(found) > _MOST_FILES:
+                    raise InputError(
+                        f"{given}: more than {_MOST_FILES:,} files; name the data set's own folder"
+                    )
         elif not given.is_file():
             raise InputError(f"nothing at {given}; expected the folder or zip with the data set's files")
         elif zipfile.is_zipfile(given):
@@ -115,8 +133,6 @@ def published_files(paths: Sequence[str | Path]) -> list[Published]:
             raise InputError(f"{given}: the zip is damaged; download it again")
         else:
             found.append(Published(given.name, given))
-        if len(found) > _MOST_FILES:
-            raise InputError(f"{given}: more than {_MOST_FILES:,} files; name the data set's own folder")
     return sorted(found, key=lambda file: file.name)
 
 
@@ -126,11 +142,9 @@ def _folder(folder: Path) -> Iterator[Published]:
         folders[:] = [] if len(inside.parts) >= _DEPTH else sorted(set(folders) - _SKIPPED)
         for name in sorted(names):
             path, shown = Path(at) / name, (inside / name).as_posix()
-            if name.lower().endswith(".zip"):
-                if not zipfile.is_zipfile(path):
-                    raise InputError(f"{path}: the zip is damaged; download it again")
+            if name.lower().endswith(".zip") and zipfile.is_zipfile(path):
                 yield from _members(path, f"{shown}/")
-            else:
+            else:  # a damaged zip too: it matters only if what it should hold is missing, see `the_file`
                 yield Published(shown, path)
 
 
@@ -155,9 +169,11 @@ def matching(files: Sequence[Published], pattern: str) -> list[Published]:
 def the_file(files: Sequence[Published], pattern: str, what: str, place: str) -> Published:
     """The one that `pattern` describes. Raises `InputError` that says what was expected and what is there."""
     found = matching(files, pattern)
-    if not found:
-        raise InputError(f"{place}: {what} is missing ({_shown(files)})")
-    return found[0]
+    if found:
+        return found[0]
+    if damaged := [file for file in files if file.base.endswith(".zip")]:
+        raise InputError(f"{place}: {what} is missing, and {damaged[0].path} is damaged; download it again")
+    raise InputError(f"{place}: {what} is missing ({_shown(files)})")
 
 
 def _shown(files: Sequence[Published]) -> str:

@@ -34,7 +34,7 @@ class _Part(BaseModel):
 
 
 class Condition(_Part):
-    """What a field has to be. All parts that are given have to hold; a field that is not known holds none but `known`."""
+    """What a field has to be. All parts that are given have to hold; an unknown field meets only `known: false`."""
 
     is_: list[str] = Field(default=[], alias="is")
     """One of these values, folded."""
@@ -57,7 +57,9 @@ class Condition(_Part):
             return False
         if self.from_ is not None or self.to is not None:
             number = as_number(value)
-            if number is None or not (self.from_ or 0) <= number <= (float("inf") if self.to is None else self.to):
+            if number is None or (self.from_ is not None and number < self.from_):
+                return False
+            if self.to is not None and number > self.to:
                 return False
         text = f" {_plain(value)} " if self.words or self.without else ""
         if self.words and not any(f" {_plain(word)} " in text for word in self.words):
@@ -196,6 +198,8 @@ class Rules(_Part):
     truth: dict[str, list[Rule]] = Field(min_length=1)
     simulate: dict[str, Simulated] = {}
     """Self-reported fields by attribute, or by field where no attribute has that name."""
+    labels: dict[str, str] = {}
+    """By attribute, the human label that says whether it can be told from the text."""
     adult_age: int | None = None
     """Users who are younger are left out unless they are asked for."""
     genres: list[str] = []
@@ -216,9 +220,7 @@ class Rules(_Part):
             if of is not None and minus is not None:
                 fields[name] = f"{of - minus:g}"
         return {
-            name: next(
-                (tag for rule in rules if (tag := rule.gives(fields, taxonomy[name])) is not None), NA
-            )
+            name: next((tag for rule in rules if (tag := rule.gives(fields, taxonomy[name])) is not None), NA)
             for name, rules in self.truth.items()
         }
 
@@ -244,9 +246,7 @@ def load_rules(source: str | Path) -> tuple[Rules, Taxonomy]:
     if not isinstance(raw, dict):
         raise InputError(f"rules {source}: expected a mapping with `name`, `formats` and `truth`")
     try:
-        rules = Rules.model_validate(
-            {**raw, "version": hashlib.sha256(text.encode()).hexdigest()[:12]}
-        )
+        rules = Rules.model_validate({**raw, "version": hashlib.sha256(text.encode()).hexdigest()[:12]})
     except ValidationError as error:
         first = error.errors()[0]
         where = ", ".join(map(str, first["loc"]))
@@ -270,9 +270,13 @@ def _check(rules: Rules, taxonomy: Taxonomy, source: str) -> None:
             if rule.tag is not None and rule.tag not in taxonomy[name].codes:
                 raise InputError(f"{where}: the tag {rule.tag!r} is not in the closed set of {name}")
             _check_fields([*rule.when, *([rule.value_of] if rule.value_of else [])], known, where)
-    for name in rules.simulate:
+    if foreign := sorted(set(rules.labels) - set(rules.truth)):
+        raise InputError(f"rules {source}: labels: {foreign[0]!r} is no attribute of `truth`")
+    for name, simulated in rules.simulate.items():
         if name not in rules.truth:
             _check_fields([name], known, f"rules {source}: simulate")
+            if simulated.wrong:
+                raise InputError(f"rules {source}: simulate: {name} is no attribute, so it cannot be wrong")
 
 
 def _check_fields(named: list[str], known: set[str], where: str) -> None:

@@ -77,7 +77,8 @@ def write_dataset(
             file.write(json.dumps(made.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n")
         mask = os.umask(0)
         os.umask(mask)
-        building.chmod(0o777 & ~mask)  # mkdtemp is private; the output should be as readable as any other folder
+        # mkdtemp is private; the output should be as readable as any other folder.
+        building.chmod(0o777 & ~mask)
         building.replace(out)
         return made
     except OSError as error:
@@ -106,5 +107,6 @@ def _write_entries(folder: Path, entries: Iterable[Entry]) -> tuple[set[str], in
 
 
 def _line(row: Mapping[str, Any]) -> str:
+    # Half a character, as JSON can write it, is no text.
     text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace").decode() + "\n"  # half a character, as JSON can write it, is no text
+    return text.encode("utf-8", "replace").decode() + "\n"
