@@ -146,7 +146,7 @@ def _words(raw: Any, where: str) -> re.Pattern[str]:
     phrases = []
     for phrase in raw:
         parts = [re.escape(w).replace(r"\*", r"[\w'-]*") for w in re.split(r"[\s-]+", phrase.strip().lower())]
-        phrases.append(r"[\s-]+".join(parts))
+        phrases.append(r"[\s,-]+".join(parts))
     return re.compile(rf"(?<![\w'])(?:{'|'.join(phrases)})s?(?![\w'])")
 
 

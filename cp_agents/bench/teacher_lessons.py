@@ -38,18 +38,21 @@ def lessons(
     recall: Mapping[str, float],
     against_best: Mapping[str, Estimate],
     against_majority: Mapping[str, Estimate],
-    best: str,
+    best: int,
+    name: str,
     folds: IntArray,
     seed: int = 0,
 ) -> list[str]:
     """The sentences.
 
-    `recall` is the true recall by row of the table and `against_best` what a row has more than the best teacher (or than
-    the majority), all means over attributes; `best` is that teacher. `folds[R]` says which part of the users each is in.
+    `recall` is the true recall by row of the table, `against_best` what a row has more than the best teacher and
+    `against_majority` than the majority, all means over attributes; `best` is that teacher's position and
+    `name` its name. `folds[R]` says which part of the users each is in.
     """
     return [
-        _alone(ballots, best),
+        _alone(ballots, name),
         _together(recall, against_best),
+        _where(ballots, majority, best, name),
         _halvings(ballots, majority, seed),
         _weights(against_majority),
         _skills(ballots),
@@ -88,6 +91,17 @@ def _together(recall: Mapping[str, float], against_best: Mapping[str, Estimate])
     return "Together, against the best in hindsight: " + "; ".join(told) + "."
 
 
+def _where(ballots: Mapping[str, Ballots], majority: Tags, best: int, name: str) -> str:
+    """In which attributes the majority gains and loses against the best teacher."""
+    told = []
+    for attribute, b in ballots.items():
+        rows = b.truth >= 0
+        gap = (majority[attribute] == b.truth)[rows].mean() - b.right[rows, best].mean()
+        told.append((100 * float(gap), attribute))
+    gaps = ", ".join(f"{attribute} {gap:+.1f}" for gap, attribute in sorted(told))
+    return f"Where: the majority's true recall less that of {name}, in points: {gaps}."
+
+
 def _weights(against_majority: Mapping[str, Estimate]) -> str:
     told = "; ".join(f"{name} {verdict(gap)}" for name, gap in against_majority.items())
     return f"Weights, against the plain majority: {told}."
@@ -118,9 +132,12 @@ def _skills(ballots: Mapping[str, Ballots]) -> str:
     everyone = _everyone(ballots)
     guessed = np.mean([agreement_skill(b) for b in ballots.values()], axis=0)
     true = np.mean([labelled_skill(b, everyone) for b in ballots.values()], axis=0)
+    rho = _rank_correlation(guessed, true)
+    if np.isnan(rho):
+        return "Skill without labels: too few teachers that differ to compare their order with gold's."
     return (
         "Skill without labels: agreement with the majority of the others ranks the teachers by accuracy as gold "
-        f"does, with a rank correlation of {_rank_correlation(guessed, true):.2f}."
+        f"does, with a rank correlation of {rho:.2f}."
     )
 
 

@@ -41,7 +41,7 @@ COMBINATIONS = {
 MAJORITY = COMBINATIONS["majority"]
 HINDSIGHT = "best single, in hindsight"
 CHOSEN = "best single, by half of the labels"
-AGREED = "best single, by agreement, no labels"
+AGREED = "best single, by agreement"
 AVERAGES = ("accuracy", "coverage", "true_recall", "macro_f1")
 
 
@@ -140,6 +140,7 @@ def teacher_table(teachers: Teachers, gold: Gold, *, draws: int = 1000, seed: in
         {row.name: row.average["true_recall"].value or 0.0 for row in found},
         {row.name: row.against_best for row in found if row.against_best is not None},
         {row.name: row.against_majority for row in found if row.against_majority is not None},
+        best,
         table.best,
         folds,
         seed,
