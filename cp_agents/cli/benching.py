@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from cp_agents.cli import bench_hybrid
+from cp_agents.cli import bench_hybrid, bench_teachers
 
 app = typer.Typer(
     help="The open benchmark: public data, baselines, the paper's tables.", no_args_is_help=True
 )
 app.command("hybrid")(bench_hybrid.hybrid)
+app.command("teachers")(bench_teachers.teachers)
