@@ -96,12 +96,19 @@ def read_gold(dataset: Dataset, truth_field: str | None = None) -> tuple[Gold, s
     """
     if dataset.gold is None:
         raise InputError(f"{dataset.folder} has no {GOLD}: nothing can be compared with the truth")
+    return read_truth(dataset.gold, truth_field)
+
+
+def read_truth(path: Path, truth_field: str | None = None) -> tuple[Gold, str]:
+    """As `read_gold`, from a file of gold rows."""
     if truth_field is None:
-        truth_field = next((f for f in TRUTH_FIELDS if f in _first_row(dataset.gold)), TRUTH_FIELDS[-1])
-    return load_gold(dataset.gold, truth_field), truth_field
+        truth_field = next((f for f in TRUTH_FIELDS if f in _first_row(path)), TRUTH_FIELDS[-1])
+    return load_gold(path, truth_field), truth_field
 
 
 def _first_row(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.strip():
