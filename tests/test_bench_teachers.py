@@ -156,6 +156,9 @@ def test_rules_that_are_wrong_say_where(tmp_path: Path) -> None:
     file.write_text("name: mine\nfields:\n- {field: sex, rules: [{words: [no], says: {gender: Male}}]}\n")
     with pytest.raises(InputError, match="in quotes"):
         load_rules(file)
+    file.write_text("name: mine\nfields:\n- {field: sex, rules: [{word: [f], says: {gender: Male}}]}\n")
+    with pytest.raises(InputError, match="`word` is not one of everywhere, says, unless, words"):
+        load_rules(file)
     with pytest.raises(InputError, match="no rules for guesses named 'other'"):
         load_rules("other")
 
@@ -288,6 +291,13 @@ def test_a_sampler_without_a_name_is_refused(sampler: object, tmp_path: Path) ->
     _write(tmp_path / "bad.jsonl", [{"user_id": "u", "samples": [{"text": "", "sampler": sampler}]}])
     with pytest.raises(InputError, match='line 1: the "sampler" of sample 1 should be the name of a model'):
         ReplayBackend(tmp_path / "bad.jsonl")
+
+
+def test_a_user_that_cannot_be_read_is_not_left_out_in_silence(own: Dataset) -> None:
+    with own.users.open("a") as file:
+        file.write("{\n")
+    with pytest.raises(InputError, match=r"users\.jsonl line 5: not JSON"):
+        read_teachers(own)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def _field(raw: Any, taxonomy: Taxonomy, where: str) -> GuessField:
         or not isinstance(raw.get("rules"), list)
     ):
         raise InputError(f"{where}: expected `field` and `rules`")
+    _check_keys(raw, {"field", "about", "comma", "reads", "rules"}, where)
     rules = tuple(
         _rule(r, taxonomy, f"{where} ({raw['field']}), rule {i}") for i, r in enumerate(raw["rules"], 1)
     )
@@ -126,6 +127,7 @@ def _field(raw: Any, taxonomy: Taxonomy, where: str) -> GuessField:
 def _rule(raw: Any, taxonomy: Taxonomy, where: str) -> Rule:
     if not isinstance(raw, dict) or not isinstance(raw.get("says"), dict):
         raise InputError(f"{where}: expected `words` and `says`")
+    _check_keys(raw, {"words", "unless", "says", "everywhere"}, where)
     says = {}
     for name, tag in raw["says"].items():
         found = taxonomy[name].match_tag(str(tag)) if name in taxonomy else None
@@ -135,6 +137,11 @@ def _rule(raw: Any, taxonomy: Taxonomy, where: str) -> Rule:
     unless = raw.get("unless")
     exception = _words(unless, where) if unless else None
     return Rule(_words(raw.get("words"), where), exception, says, raw.get("everywhere") is True)
+
+
+def _check_keys(raw: Mapping[str, Any], known: set[str], where: str) -> None:
+    if unknown := sorted(str(key) for key in raw if key not in known):
+        raise InputError(f"{where}: `{unknown[0]}` is not one of {', '.join(sorted(known))}")
 
 
 def _words(raw: Any, where: str) -> re.Pattern[str]:

@@ -108,7 +108,7 @@ def read_teachers(dataset: Dataset, rules: GuessRules | None = None) -> Teachers
         said[row["attr"]] = guesses, row.get("inference") or ""
     if not texts:
         raise InputError(f"{dataset.guesses}: no guess of {', '.join(sorted(fields))}")
-    users = tuple(line["user_id"] for line in read_records(dataset.users) if not isinstance(line, BadLine))
+    users = tuple(line["user_id"] for line in _records(dataset))
     answers = {key: _answers(rules, said) for key, said in texts.items()}
     models = tuple(sorted({model for model, _ in texts}))
     return Teachers(models, users, answers, rules, _coverage(rules, asked, texts))
@@ -133,9 +133,7 @@ def trace_lines(teachers: Teachers, dataset: Dataset) -> Iterator[dict[str, Any]
     A guess that no rule reads stands there as it was recorded, so that the parser counts it as out of the set. What a
     model was not asked or did not answer is missing, and a model that answered nothing is an empty sample.
     """
-    for line in read_records(dataset.users):
-        if isinstance(line, BadLine):
-            continue
+    for line in _records(dataset):
         index = _Posts(UserRecord.from_dict(line))
         user = line["user_id"]
         yield {
@@ -203,6 +201,13 @@ def _coverage(
             unread.most_common(20),
         )
     return found
+
+
+def _records(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for line in read_records(dataset.users):
+        if isinstance(line, BadLine):
+            raise InputError(line.message)
+        yield line
 
 
 def _guess_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
