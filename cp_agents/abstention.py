@@ -5,7 +5,6 @@ A prediction whose confidence is below tau becomes NA. What it would have said i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -15,6 +14,9 @@ from cp_agents.taxonomy import Taxonomy
 
 DEFAULT_TAU = 1.0
 """Accepts every vote that is not NA."""
+_NEVER_WORD = "never"
+NEVER = 6.0
+"""Above every confidence: the attribute is never answered. On the command line it is spelled `never`."""
 DEFAULT_MIN_SURVIVORS = 2
 """One answer out of several is no vote."""
 
@@ -61,7 +63,7 @@ def decide(
 
 
 def parse_tau(values: Iterable[str], taxonomy: Taxonomy) -> dict[str, float]:
-    """Thresholds per attribute from values of `--tau`: "3" is for all, "age=4" for one.
+    """Thresholds per attribute from values of `--tau`: "3" is for all, "age=4" for one, "age=never" for silence.
 
     A threshold for one attribute goes before the one for all, in whatever order they come; of two for the
     same, the last counts. Attributes without any get `DEFAULT_TAU`. Raises `InputError` for an unknown
@@ -74,14 +76,24 @@ def parse_tau(values: Iterable[str], taxonomy: Taxonomy) -> dict[str, float]:
         if given and name not in taxonomy:
             known = ", ".join(taxonomy.names)
             raise InputError(f"--tau {value}: taxonomy {taxonomy.name} has no attribute {name!r} ({known})")
-        try:
-            tau = float(number)
-        except ValueError:
-            tau = math.nan
-        if not 1 <= tau <= 5:
+        tau = NEVER if number.strip() == _NEVER_WORD else _level(number)
+        if tau is None:
             raise InputError(f"--tau {value}: tau should be between 1 and 5")
         if given:
             special[name] = tau
         else:
             general = tau
     return {name: special.get(name, general) for name in taxonomy.names}
+
+
+def _level(text: str) -> float | None:
+    try:
+        tau = float(text)
+    except ValueError:
+        return None
+    return tau if 1 <= tau <= 5 else None
+
+
+def tau_word(tau: float) -> str:
+    """A threshold as `--tau` spells it."""
+    return _NEVER_WORD if tau > 5 else f"{tau:g}"

@@ -61,12 +61,13 @@ def review_reasons(
         SPLIT_VOTE: voted and split is not None and attribute.margin < split,
         CONTRADICTION: policy.contradiction and accepted and reported not in (None, NA, attribute.tag),
         UNGROUNDED: policy.ungrounded and accepted and not grounded,
-        AUDIT: _in_audit(policy, user_id),
+        AUDIT: in_audit(policy, user_id),
     }
     return [reason for reason, applies in rules.items() if applies]
 
 
-def _in_audit(policy: ReviewPolicy, user_id: str) -> bool:
+def in_audit(policy: ReviewPolicy, user_id: str) -> bool:
+    """Whether the policy's random share of users has this one."""
     if policy.audit_share <= 0:
         return False
     digest = hashlib.sha256(f"{policy.seed}\x1f{user_id}".encode()).digest()

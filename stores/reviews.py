@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from cp_agents.errors import InputError
-from cp_agents.routing import ReviewPolicy
+from cp_agents.routing import AUDIT, ReviewPolicy, in_audit
 from cp_agents.schema import AttributeProfile, Profile, Status
 from cp_agents.stores.traces import TraceStore, now
 from cp_agents.taxonomy import Taxonomy
@@ -121,6 +121,44 @@ def apply_reviews(profile: Profile, answers: Mapping[str, Mapping[str, Any]]) ->
                 }
             )
     return profile.model_copy(update={"attributes": attributes})
+
+
+class Audited(NamedTuple):
+    """What people said of the users that the random audit of a run chose."""
+
+    truth: dict[str, dict[str, str]]
+    """`{user_id: {attribute: tag}}`, the latest answers."""
+    asked: int
+    """Attributes of users in the audit that were queued, answered or not."""
+    by_rule: int
+    """Answered attributes that are left out: a rule chose them for being doubtful, so they say little of the rest."""
+
+
+def audited(store: TraceStore, run_id: str) -> Audited:
+    """The answers that measure accuracy: only those of users whom the audit drew at random.
+
+    Raises `StoreError` for a run that the store does not hold.
+    """
+    policy = ReviewPolicy.model_validate(json.loads(store.run(run_id)["settings"]).get("review", {}))
+    rows = store.query(
+        "select r.user_id, v.attribute, v.tag, v.reasons from reviews v join records r using (record_id)"
+        " where r.run_id = ? order by v.review_id",
+        [run_id],
+    )
+    # an attribute that a rule had queued before the audit was on is in it all the same
+    drawn = {row["user_id"] for row in rows if AUDIT in json.loads(row["reasons"])}
+    drawn |= {row["user_id"] for row in rows if in_audit(policy, row["user_id"])}
+    truth: dict[str, dict[str, str]] = {}
+    asked, by_rule = set(), set()
+    for row in rows:
+        user, attribute, tag = row["user_id"], row["attribute"], row["tag"]
+        if user in drawn:
+            asked.add((user, attribute))
+            if tag is not None:
+                truth.setdefault(user, {})[attribute] = tag
+        elif tag is not None:
+            by_rule.add((user, attribute))
+    return Audited(truth, len(asked), len(by_rule))
 
 
 def open_reviews(store: TraceStore, run_id: str | None = None) -> list[dict[str, Any]]:

@@ -90,7 +90,9 @@ TagWeights = Annotated[
 Tau = Annotated[
     list[str] | None,
     typer.Option(
-        "--tau", help="Threshold 1..5 for all attributes, or ATTR=N; may be repeated.", show_default=False
+        "--tau",
+        help="Threshold 1..5 for all attributes, ATTR=N or ATTR=never; may be repeated.",
+        show_default=False,
     ),
 ]
 
