@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cp_agents.bench.results import Cell, Grid
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _PIPE_WIDTH = 200
 """Columns of a line where nobody looks at a terminal: every table fits without a break."""
+_LABEL_WIDTH = 26
+"""Of rows' labels at least, before numbers share the rest."""
 
 
 def console() -> Console:
@@ -33,28 +35,55 @@ def markdown_cell(cell: Cell) -> str:
     return _cell(cell, lambda low, high: f"[{low:.3f}, {high:.3f}]").replace("|", "\\|")
 
 
-def rich_table(grid: Grid) -> Table:
-    """For the terminal; the best of each column in bold."""
+def rich_table(grid: Grid, columns: Sequence[int] | None = None, label_width: int | None = None) -> Table:
+    """For the terminal; the best of each column in bold. Only `columns`, by index, where they are given."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=grid.title, title_justify="left", show_lines=False)
-    table.add_column(grid.label, overflow="fold")
-    for name in grid.columns:
-        table.add_column(name.replace("_", " "), justify="right")
+    shown = range(len(grid.columns)) if columns is None else columns
+    table = Table(title=grid.title, title_justify="left")
+    table.add_column(grid.label, overflow="fold", width=label_width)
+    for k in shown:
+        table.add_column(grid.columns[k].replace("_", " "), justify="right")
     best = grid.best_rows()
     for i, row in enumerate(grid.rows):
-        cells = [escape(terminal_cell(cell)) for cell in row.cells]
-        shown = [f"[bold]{c}[/bold]" if i in best[k] else c for k, c in enumerate(cells)]
-        table.add_row(escape(row.label), *shown, style=None if row.ranked else "dim")
+        cells = {k: escape(terminal_cell(row.cells[k])) for k in shown}
+        bold = [f"[bold]{c}[/bold]" if i in best[k] else c for k, c in cells.items()]
+        table.add_row(escape(row.label), *bold, style=None if row.ranked else "dim")
     return table
 
 
 def print_grid(console: Console, grid: Grid) -> None:
-    """The table, and under it its notes, one a line."""
-    console.print(rich_table(grid))
+    """The table, in several parts where it is wider than the terminal, and under it its notes, one a line."""
+    whole = rich_table(grid)
+    unbounded = console.options.update(max_width=10_000)
+    if console.measure(whole, options=unbounded).maximum <= console.width:
+        console.print(whole)
+    else:
+        for columns in _parts(grid, console.width):
+            console.print(rich_table(grid, columns, _label_width(grid)))
     for note in grid.notes:
         console.print(note, markup=False, style="dim")
+
+
+def _label_width(grid: Grid) -> int:
+    return min(_LABEL_WIDTH, max(len(label) for label in (grid.label, *(row.label for row in grid.rows))))
+
+
+def _parts(grid: Grid, width: int) -> list[list[int]]:
+    """The columns side by side, as many as fit with the labels into `width` when cells break at their spaces."""
+    free = width - _label_width(grid) - 4
+    parts: list[list[int]] = [[]]
+    used = 0
+    for k, name in enumerate(grid.columns):
+        texts = [name.replace("_", " "), *(terminal_cell(row.cells[k]) for row in grid.rows)]
+        wide = max(len(word) for text in texts for word in text.split() or [""]) + 3
+        if parts[-1] and used + wide > free:
+            parts.append([])
+            used = 0
+        parts[-1].append(k)
+        used += wide
+    return parts
 
 
 def markdown_table(grid: Grid) -> str:
