@@ -361,7 +361,8 @@ def test_students_stand_beside_the_run(tiny: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["table", "1"], "no table 1 here"),
+        (["table", "1"], "what `bench run` prints"),
+        (["table", "6"], "no table 6 here"),
         (["figure", "4"], "no figure 4 here"),
         (["figure", "5", "--out", "f.png"], "written as .svg or .csv"),
         (["table", "2", "--run", "x"], "give one of them"),
@@ -419,7 +420,7 @@ def test_votes_of_a_store_are_those_of_replay(recorded: tuple[TraceStore, Stored
     store, stored, gold_file = recorded
     gold = common_gold(load_gold(gold_file), [stored])
     for method in METHODS:
-        votes = stored.count(method)
+        votes = stored.votes(method)
         found = outcomes(stored, gold, votes, stored.levels(votes))
         lines = [p.to_json() for p in relabel.replay(store, vote=method)]
         whole = evaluate(lines, gold, stored.taxonomy)

@@ -63,7 +63,7 @@ def csv_rows(figure: Figure) -> list[dict[str, Any]]:
 def _curves(panel: Panel) -> str:
     """Selective accuracy (up) against coverage (right): our tau as digits, other curves as letters."""
     cells = [[" "] * _WIDTH for _ in range(_HEIGHT)]
-    legend = []
+    legend: list[str] = []
     # ours last, so that it is on top
     for n, curve in reversed(list(enumerate(panel.curves))):
         mark = None if n == 0 else _LETTERS[(n - 1) % len(_LETTERS)]

@@ -137,7 +137,7 @@ def figure_levels(
     """
     names = [name for name in paper()["figures"][number] if name in run.taxonomy]
     names = names or list(run.taxonomy.names)
-    votes = run.count()
+    votes = run.votes()
     levels = {"uncalibrated": run.levels(votes, calibrated=False), "calibrated": run.levels(votes)}
     answered = run.answered(votes)
     mean = votes.score / run.ballots.asked
@@ -189,7 +189,7 @@ def figure_levels(
 
 def _one_hot(levels: LevelArray, rows: NDArray[np.bool_]) -> FloatArray:
     """What each user adds to the counts of the levels [U, 5]; nothing outside `rows` [U]."""
-    return ((levels[:, None] == np.array(CONFIDENCE_LEVELS)) & rows[:, None]).astype(np.float64)
+    return np.asarray((levels[:, None] == np.array(CONFIDENCE_LEVELS)) & rows[:, None], np.float64)
 
 
 def _histogram(mean: FloatArray) -> Bars:
@@ -213,7 +213,7 @@ def _level_bars(side: tuple[str, FloatArray]) -> Bars:
 
 def _right_by_level(run: StoredRun, gold: Gold, names: Sequence[str], *, draws: int, seed: int) -> Grid:
     shared = common_gold(gold, [run])
-    votes = run.count()
+    votes = run.votes()
     cells: dict[str, list[Cell]] = {}
     for side, calibrated in (("uncalibrated", False), ("calibrated", True)):
         found = outcomes(run, shared, votes, run.levels(votes, calibrated=calibrated))

@@ -7,15 +7,18 @@ from itertools import product
 
 from cp_agents.bench.results import Cell, Estimate, Grid, Row
 from cp_agents.bench.stored import StoredRun, outcomes
+from cp_agents.evaluation.outcomes import Outcomes
 from cp_agents.evaluation.profile_sums import ProfileMetrics, parts
 from cp_agents.evaluation.simulator import STATED, Sampler, Simulation, simulate, simulated_taxonomy
 from cp_agents.evaluation.statistics import DRAWS, Difference
 from cp_agents.evaluation.sums import Draws
 from cp_agents.settings import ProfileSettings
+from cp_agents.voting import VoteMethod
 
 JUDGED = "true_recall"
 """What a verdict goes by: the share of all users who get the right tag. It cannot be had by answering less."""
 _KEYS = ("selective_accuracy", "coverage", JUDGED)
+_COMPARED: tuple[VoteMethod, ...] = ("majority", "weighted")
 BETTER, WORSE, EQUAL = "weighted better", "weighted worse", "no difference"
 
 
@@ -30,12 +33,12 @@ def as_run(simulation: Simulation) -> StoredRun:
 
 def compare_votes(
     simulation: Simulation, *, draws: int = DRAWS, seed: int = 0
-) -> tuple[dict[str, dict[str, float]], dict[str, Difference]]:
+) -> tuple[dict[VoteMethod, dict[str, float]], dict[str, Difference]]:
     """The averages of `majority` and `weighted` at tau 1, and weighted less majority with intervals and p."""
     run = as_run(simulation)
-    said = {}
-    for method in ("majority", "weighted"):
-        votes = run.count(method)  # type: ignore[arg-type]
+    said: dict[VoteMethod, dict[str, Outcomes]] = {}
+    for method in _COMPARED:
+        votes = run.votes(method)
         said[method] = outcomes(run, simulation.gold, votes, run.levels(votes))
     metrics = ProfileMetrics(said["weighted"])
     added = {method: parts(o, 1) for method, o in said.items()}

@@ -35,7 +35,7 @@ class StoredRun(NamedTuple):
     users: tuple[str, ...]
     ballots: Ballots
 
-    def count(self, method: VoteMethod | None = None) -> Votes:
+    def votes(self, method: VoteMethod | None = None) -> Votes:
         """Votes [K, R]; by the run's own method by default."""
         return decide.count(self.ballots, self.taxonomy, method or self.settings.vote)
 
@@ -56,7 +56,7 @@ class StoredRun(NamedTuple):
         """Where enough samples survived for a vote, and the vote is not NA [K, R]."""
         needed = max(1, min(self.settings.min_survivors, self.settings.samples))
         na = np.array([attribute.codes[NA] for attribute in self.taxonomy.attributes])[:, None]
-        return (votes.survivors >= needed) & (votes.winner >= 0) & (votes.winner != na)
+        return np.asarray((votes.survivors >= needed) & (votes.winner >= 0) & (votes.winner != na))
 
 
 def load_run(store: TraceStore, run_id: str | None = None) -> StoredRun:

@@ -100,6 +100,8 @@ def table_calibration(source: Source) -> Result:
             "uncalibrated: S / M rounded; calibrated: five intervals of S of about equal count per attribute, fitted on"
             " all users of the run. Evenness is entropy over that of five equal levels; a calibrated level is a rank,"
             " so its ece says how far a rank is from a probability",
+            "at the same tau the two sides answer for other shares of the users, so a lower selective accuracy with a"
+            " higher coverage is no loss: compare them along the curve (`bench figure 5`), or by auroc",
             "a resample is never more even than what it is drawn from, so the intervals of evenness and largest level"
             " lie to one side of the value where that is near its end",
             students="students trained on each",

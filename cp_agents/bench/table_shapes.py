@@ -35,7 +35,7 @@ def table_shapes(source: Source, *, rule: Rule = "mean", seed: int = 0, keep: in
 
     The users' levels come from the calibrated votes by `rule`, see `cp_agents.difficulty`.
     """
-    run, votes = source.run, source.run.count()
+    run, votes = source.run, source.run.votes()
     needed = max(1, min(run.settings.min_survivors, run.settings.samples))
     levels = np.where(votes.survivors >= needed, run.levels(votes), 0).T
     found = difficulty(levels, rule)

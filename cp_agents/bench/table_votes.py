@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from cp_agents.bench.paper import paper, paper_row
+from cp_agents.bench.results import Row
 from cp_agents.bench.stored import sample_outcomes
 from cp_agents.bench.tables import (
     Result,
-    Row,
     Source,
     averages,
     grid,
@@ -59,8 +59,7 @@ def table_votes(source: Source) -> Result:
         ]
     students = list(source.students.items())
     tests += [
-        versus(source, f"student {name} - student {first}", said, students[0][1], 1)
-        for first in [students[0][0] if students else ""]
+        versus(source, f"student {name} - student {students[0][0]}", said, students[0][1], 1)
         for name, said in students[1:]
     ]
     return Result(

@@ -7,7 +7,7 @@ come under names. No model is called. Ours and the paper's numbers stand in one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -33,7 +33,7 @@ COLUMNS = {
     "true_recall": "true_recall",
 }
 """The averages that tables show, and their headings."""
-BEST = ["high"] * len(COLUMNS)
+BEST: list[Literal["high", "low"] | None] = ["high"] * len(COLUMNS)
 
 
 class Result(BaseModel):
@@ -59,7 +59,7 @@ class Source(NamedTuple):
 
     def voted(self, method: VoteMethod | None = None, *, calibrated: bool = True) -> dict[str, Outcomes]:
         """The run's votes beside gold; by its own method by default."""
-        votes = self.run.count(method)
+        votes = self.run.votes(method)
         return outcomes(self.run, self.gold, votes, self.run.levels(votes, calibrated=calibrated))
 
 
@@ -116,7 +116,11 @@ def cells(found: Mapping[str, Interval] | Mapping[str, Difference], prefix: str 
 def grid(title: str, rows: Sequence[Row], *, label: str = "method", best: bool = True) -> Grid:
     """A grid with `COLUMNS`."""
     return Grid(
-        title=title, label=label, columns=list(COLUMNS.values()), rows=list(rows), best=BEST if best else []
+        title=title,
+        label=label,
+        columns=list(COLUMNS.values()),
+        rows=list(rows),
+        best=list(BEST) if best else [],
     )
 
 

@@ -22,9 +22,7 @@ def simulate(
     ] = None,
     correlation: Annotated[
         list[float] | None,
-        typer.Option(
-            "--correlation", help="Between a user's samples; may be repeated.", show_default="0.2"
-        ),
+        typer.Option("--correlation", help="Between a user's samples; may be repeated.", show_default="0.2"),
     ] = None,
     na_rate: Annotated[
         list[float] | None,

@@ -95,6 +95,8 @@ def table(
     from cp_agents.bench.tables import load_source
     from cp_agents.errors import InputError
 
+    if number == 1:
+        raise InputError("table 1, methods by attributes, is what `bench run` prints")
     if number not in TABLES:
         raise InputError(f"there is no table {number} here: expected one of {', '.join(map(str, TABLES))}")
     _check_out(json_file, gold, store, traces, users)

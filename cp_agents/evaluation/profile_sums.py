@@ -116,7 +116,7 @@ class LevelMetrics:
     def __call__(self, sums: FloatArray) -> dict[str, FloatArray]:
         """Numbers [D] for sums [D, K * 2 * 5]; NaN where undefined."""
         counts = sums.reshape(len(sums), len(self._names), 2, len(CONFIDENCE_LEVELS))
-        found = {}
+        found: dict[str, FloatArray] = {}
         for k, name in enumerate(self._names):
             found |= {f"{name}.{key}": value for key, value in _level_numbers(counts[:, k]).items()}
         for key in ("evenness", "largest", "auroc", "ece"):
