@@ -8,6 +8,7 @@ is thin. It is the baseline that a language model has to beat.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from cp_agents.backends.registry import BackendOptions
 from cp_agents.cues import cue_lines
 from cp_agents.prompts.render import fenced_block
 from cp_agents.schema import Completion
+from cp_agents.selection import Line, Part
 from cp_agents.taxonomy import Taxonomy
 from cp_agents.wire import write_answer
 
@@ -62,6 +64,19 @@ class LexiconBackend:
                 cost_usd=0.0,
                 sampler=self.identity.sampler,
             )
+
+    def choose(self, part: Part) -> list[Line]:
+        """The lines that speak loudest for some tag, see `cp_agents.select_history`."""
+        block = "\n".join((f"[{part.source}]", *(f"- {line.text}" for line in part.lines)))
+        lines = cue_lines(block)
+        starts = [line.start for line in lines]
+        loudest = [0.0] * len(lines)
+        for supports in read_block(self.lexicon, block, lines).supports.values():
+            for support in supports:
+                row = bisect_right(starts, support.start) - 1
+                loudest[row] = max(loudest[row], support.nats)
+        speaking = [i for i in range(len(lines)) if loudest[i] > 0]
+        return [part.lines[i] for i in sorted(speaking, key=lambda i: -loudest[i])[: part.most]]
 
     async def aclose(self) -> None:
         """Forget the records that were read last."""

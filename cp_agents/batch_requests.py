@@ -14,9 +14,9 @@ from cp_agents import sampling
 from cp_agents.backends.base import SampleRequest, cache_keys
 from cp_agents.backends.batch_api import ChatLines, Line, read_line
 from cp_agents.backends.chat import CallError, Prompt, successive
-from cp_agents.cues import assemble_cues
 from cp_agents.errors import CpAgentsError, InputError, StoreError
 from cp_agents.schema import Completion, UserRecord
+from cp_agents.settings import assemble_for
 from cp_agents.stores.batches import BatchRequest
 
 if TYPE_CHECKING:
@@ -35,10 +35,14 @@ class Entered(NamedTuple):
 
 
 def check_all_at_once(ctx: ProfilingContext) -> None:
-    """Raises `InputError` for adaptive sampling: a batch is drawn as a whole."""
+    """Raises `InputError` for what asks before it goes on: a batch is drawn as a whole."""
     if ctx.settings.adaptive is not None:
         raise InputError(
             "adaptive sampling draws wave by wave and a batch draws all samples at once: choose one of the two"
+        )
+    if ctx.settings.history == "select":
+        raise InputError(
+            "the history select asks the teacher before samples are drawn, and a batch draws all at once: choose one"
         )
 
 
@@ -51,7 +55,7 @@ def enter_records(ctx: ProfilingContext, records: Iterable[Mapping[str, Any]]) -
             for raw in part:
                 try:
                     record = UserRecord.from_dict(dict(raw))
-                    cues = assemble_cues(record, token_budget=ctx.settings.token_budget)
+                    cues = assemble_for(ctx.settings, record)
                     entered.ids.append(ctx.store.put_record(ctx.run_id, record.user_id, cues))
                 except CpAgentsError as error:
                     entered.failed[str(raw.get("user_id"))] = str(error)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -50,6 +50,10 @@ _TIME_PREFIX = re.compile(rf"\[({_TIME})\](?: |\Z)", re.ASCII)
 # "(1995)" at the end is far more often the year of a film than a weight: such a weight is printed "(x1, 1995)".
 _SUFFIX = re.compile(rf" \((?:x(\d+)(?:, ({_NUMBER}))?|(?!{YEAR}\))({_NUMBER}))\)\Z", re.ASCII)
 _CONDENSED = re.compile(r"(\d{1,3}(?:,\d{3})*) (?:more )?items?:(?: |\Z)", re.ASCII)
+
+
+EntryKey = tuple[str, str]
+"""Names an entry: its source, and its text as it stands in the block."""
 
 
 class CueLine(NamedTuple):
@@ -120,7 +124,13 @@ def _read_line(source: str, content: str, start: int, end: int) -> CueLine:
     return CueLine(source, content, count, weight, time, start, end)
 
 
-def assemble_cues(record: UserRecord, *, token_budget: int = 3000) -> AssembledCues:
+def assemble_cues(
+    record: UserRecord,
+    *,
+    token_budget: int = 3000,
+    foremost: Collection[EntryKey] = (),
+    condensed: bool = True,
+) -> AssembledCues:
     """The cue block of `record`, of at most `token_budget` estimated tokens.
 
     1. Every text is sanitised and anonymised (`anonymise.Redactor`); names of sources and fields too.
@@ -135,6 +145,9 @@ def assemble_cues(record: UserRecord, *, token_budget: int = 3000) -> AssembledC
        enough. Else the foremost items stand there verbatim and the rest is condensed: by month if there is room
        for each, else by year, with the oldest and the untimed in one line.
 
+    Entries in `foremost` come first of their source, before what rule 3 says (see `cp_agents.selection`). Without
+    `condensed` what does not fit is dropped.
+
     Deterministic: the same record gives the same block. Raises `InputError` for a budget below 1.
     """
     if token_budget < 1:
@@ -144,6 +157,11 @@ def assemble_cues(record: UserRecord, *, token_budget: int = 3000) -> AssembledC
     cleaner = Cleaner(record.user_id, budget, dropped)
     fields = read_fields(record.self_reported, cleaner)
     sources = read_sources(record.sources, cleaner)
+    if foremost:  # stable: rule 3 decides among those, and among the others
+        sources = {
+            name: sorted(entries, key=lambda e, name=name: (name, e.text) not in foremost)
+            for name, entries in sources.items()
+        }
 
     needs = {name: _need(name, entries, budget) for name, entries in sources.items()}
     reported = min(_fields_cost(fields), max(budget // _REPORTED_SHARE, budget - sum(needs.values())))
@@ -151,7 +169,7 @@ def assemble_cues(record: UserRecord, *, token_budget: int = 3000) -> AssembledC
 
     lines: list[str] = []
     for name, entries in sources.items():
-        if shown := _source_lines(entries, shares.get(name, 0) - _line_cost(_heading(name)), cleaner):
+        if shown := _source_lines(entries, shares.get(name, 0) - _line_cost(_heading(name)), cleaner, condensed):
             lines += (_heading(name), *shown)
         else:
             dropped["dropped_sources"] += 1
@@ -217,7 +235,7 @@ def _shares(needs: dict[str, int], sources: dict[str, list[Entry]], budget: int)
     return {name: min(needs[name], level) for name in chosen}
 
 
-def _source_lines(entries: Sequence[Entry], room: int, cleaner: Cleaner) -> list[str]:
+def _source_lines(entries: Sequence[Entry], room: int, cleaner: Cleaner, condensed: bool) -> list[str]:
     """The lines of a source in `room` quarter tokens (rule 5 of `assemble_cues`)."""
     if room <= 0:
         return _drop(entries, cleaner)
@@ -227,7 +245,7 @@ def _source_lines(entries: Sequence[Entry], room: int, cleaner: Cleaner) -> list
         return [line for e in entries if (line := _cut_line(e, level, cleaner)) or _drop([e], cleaner)]
     lines: list[str] = []
     rest: list[Entry] = []
-    condensed_room = room // _CONDENSED_SHARE
+    condensed_room = room // _CONDENSED_SHARE if condensed else 0
     left = room - condensed_room
     level = max(_LINE_MIN, room // _LINE_SHARE)
     for i, entry in enumerate(entries):
@@ -240,12 +258,16 @@ def _source_lines(entries: Sequence[Entry], room: int, cleaner: Cleaner) -> list
         else:
             lines.append(line)
             left -= _line_cost(line)
-    return lines + _condensed_lines(rest, left + condensed_room, cleaner)
+    return lines + (_condensed_lines if condensed else _drop_all)(rest, left + condensed_room, cleaner)
 
 
 def _drop(entries: Iterable[Entry], cleaner: Cleaner) -> list[str]:
     cleaner.dropped["dropped_items"] += sum(e.count for e in entries)
     return []
+
+
+def _drop_all(rest: Sequence[Entry], _: int, cleaner: Cleaner) -> list[str]:
+    return _drop(rest, cleaner)
 
 
 def _cut_line(entry: Entry, budget: int, cleaner: Cleaner) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels import UntrackedValue
+from langgraph.config import get_config
 from langgraph.errors import NodeError
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -26,7 +27,6 @@ from cp_agents import adaptive, decide, sampling
 from cp_agents.backends.base import Backend
 from cp_agents.calibration import UNCALIBRATED, Calibrator
 from cp_agents.confidence import check_logprobs
-from cp_agents.cues import assemble_cues
 from cp_agents.decide import Tally
 from cp_agents.errors import BackendError, ErrorType, InputError
 from cp_agents.meter import Meter
@@ -34,7 +34,8 @@ from cp_agents.nodes import Step, Waiting
 from cp_agents.prompts.render import Prompt
 from cp_agents.review import question, response_schema
 from cp_agents.schema import AttributeProfile, Profile, Status, UserRecord
-from cp_agents.settings import ProfileSettings
+from cp_agents.select_history import select_history
+from cp_agents.settings import ProfileSettings, assemble_for
 from cp_agents.stores.reviews import answer_reviews, apply_reviews, queue_reviews, reviewed
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import Taxonomy
@@ -122,15 +123,17 @@ def build_graph(
             )
         return context
 
-    def assemble(state: ProfileState, config: RunnableConfig) -> dict[str, Any]:
+    async def assemble(state: ProfileState) -> dict[str, Any]:
+        """The cue block; a history that does not fit may be read by the teacher first, see `cp_agents.selection`."""
         ctx = current()
         stored = state.get("stored")
         if stored is not None:
             user_id, cues = ctx.store.assembled(stored)
         else:
             record = UserRecord.from_dict(state.get("record"))
-            user_id, cues = record.user_id, assemble_cues(record, token_budget=ctx.settings.token_budget)
-        thread = config["configurable"].get("thread_id")
+            foremost = await select_history(ctx, record) if ctx.settings.history == "select" else ()
+            user_id, cues = record.user_id, assemble_for(ctx.settings, record, foremost)
+        thread = get_config()["configurable"].get("thread_id")
         record_id = ctx.store.put_record(ctx.run_id, user_id, cues, None if thread is None else str(thread))
         asked = ctx.settings.samples
         if (stopping := ctx.settings.stopping) is not None:
@@ -265,7 +268,7 @@ def build_graph(
     graph = StateGraph(
         ProfileState, context_schema=ProfilingContext, input_schema=ProfileInput, output_schema=ProfileOutput
     )
-    graph.add_node("assemble_cues", Step(assemble))
+    graph.add_node("assemble_cues", Waiting(assemble))
     if fanout == "send":
         graph.add_node(
             "sample",

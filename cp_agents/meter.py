@@ -31,6 +31,10 @@ class Meter:
         self.outcomes[outcome.value] += 1
         if completion.error_type is not None:
             self.errors[completion.error_type.value] += 1
+        self.spend(completion)
+
+    def spend(self, completion: Completion) -> None:
+        """Count what a call took that drew no sample, too."""
         self.prompt_tokens += completion.usage.prompt_tokens
         self.completion_tokens += completion.usage.completion_tokens
         self.cached_tokens += completion.usage.cached_tokens

@@ -26,7 +26,7 @@ from cp_agents.meter import Meter
 from cp_agents.routing import ReviewPolicy
 from cp_agents.runner import BatchReport, StoredRecord, profiles_in_order, run_batch
 from cp_agents.schema import Profile, UserRecord
-from cp_agents.settings import ProfileSettings
+from cp_agents.settings import HISTORIES, History, ProfileSettings
 from cp_agents.stores.endpoints import recall
 from cp_agents.stores.traces import TraceStore
 from cp_agents.tag_weights import check_tag_weights
@@ -91,6 +91,7 @@ class Profiler:
         max_tokens: int = 1200,
         seed: int = 0,
         token_budget: int = 3000,
+        history: History = "condense",
         evidence_cap: int | None = 2,
         min_survivors: int = 3,
         **backend_options: Any,
@@ -102,6 +103,8 @@ class Profiler:
             raise InputError(f"unknown vote {vote!r}: expected one of {', '.join(METHODS)}")
         check_source(confidence)
         check_adaptive(adaptive, vote)
+        if history not in HISTORIES:
+            raise InputError(f"unknown history {history!r}: expected one of {', '.join(HISTORIES)}")
         check_tag_weights(tag_weights or {}, self.taxonomy, vote)
         self.settings = _settings(
             samples=check_samples(samples),
@@ -118,6 +121,7 @@ class Profiler:
             max_tokens=max_tokens,
             seed=seed,
             token_budget=token_budget,
+            history=history,
             evidence_cap=evidence_cap,
             min_survivors=min_survivors,
         )

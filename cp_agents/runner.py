@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,17 +12,21 @@ from typing import Any, Literal, NamedTuple
 
 from cp_agents import decide
 from cp_agents.calibration import Calibrator
-from cp_agents.cues import assemble_cues
+from cp_agents.confidence import NoProbabilitiesError
 from cp_agents.errors import BackendError, CpAgentsError, ErrorType
 from cp_agents.graph import Fanout, ProfileInput, ProfilingContext, compile_graph
 from cp_agents.meter import Meter
 from cp_agents.relabel import Decided, relabel
 from cp_agents.schema import Profile, Status, UserRecord
+from cp_agents.settings import assemble_for
 from cp_agents.stores.endpoints import remember
+from cp_agents.stores.held import held
 from cp_agents.stores.reviews import requeue
 from cp_agents.stores.stats import Sampling, sampling_of
 from cp_agents.stores.traces import TraceStore, cues_hash
 from cp_agents.voting import VoteMethod
+
+log = logging.getLogger(__name__)
 
 _DEAD_AFTER = 20  # failed samples, with no answer ever
 
@@ -93,14 +98,16 @@ async def run_batch(
     """Profile `records` and store the profiles.
 
     A record whose samples are all stored is not asked for again. Raises `BackendError` for an error that
-    would fail every call; what had landed by then is kept. When all records are done and none was left out,
-    the run's votes are calibrated and its profiles labelled again (see `relabel`).
+    would fail every call, and `NoProbabilitiesError` where votes were to be weighed by what the backend turns out
+    not to give; what had landed by then is kept. Raises `InputError` where another process works on the run. When
+    all records are done and none was left out, the run's votes are calibrated and its profiles labelled again (see
+    `relabel`).
     """
     ctx = replace(ctx, meter=Meter())  # counts this batch alone
     report = BatchReport(run_id=ctx.run_id, meter=ctx.meter)
     graph = compile_graph(ctx, fanout=fanout)
     stop = stop or Stop()
-    fatal: list[BackendError] = []
+    fatal: list[CpAgentsError] = []
     finished = ctx.store.finished(ctx.run_id, ctx.settings.samples)
     started = time.monotonic()
     pending: Iterator[Mapping[str, Any] | StoredRecord] = iter(records)
@@ -122,6 +129,9 @@ async def run_batch(
                     fatal.append(error)
                     return
                 report.failed[user_id] = str(error)
+            except NoProbabilitiesError as error:
+                fatal.append(error)
+                return
             except CpAgentsError as error:
                 report.failed[user_id] = str(error)
             except Exception as error:
@@ -133,10 +143,11 @@ async def run_batch(
             on_record(report)
 
     try:
-        await asyncio.gather(*(work() for _ in range(max(1, concurrency))))
+        with held(ctx.store, ctx.run_id):
+            await asyncio.gather(*(work() for _ in range(max(1, concurrency))))
     finally:
         report.seconds = time.monotonic() - started
-        remember(ctx.store, ctx.backend)
+        _remember(ctx)
     if fatal:
         raise fatal[0]
     report.stopped = stop.requested and next(pending, None) is not None
@@ -145,6 +156,14 @@ async def run_batch(
         report.statuses = statuses(ctx.store, ctx.run_id)
         report.sampling = sampling_of(ctx.store, ctx.run_id) if ctx.settings.adaptive else None
     return report
+
+
+def _remember(ctx: ProfilingContext) -> None:
+    """Keep what was found out of the endpoint. It only saves a later run a request, so it must not hide an error."""
+    try:
+        remember(ctx.store, ctx.backend)
+    except Exception as error:
+        log.warning("what was found out of the endpoint could not be kept (%s)", type(error).__name__)
 
 
 def label_run(ctx: ProfilingContext, calibrator: Calibrator | Literal["fit"] | None) -> Calibrator | None:
@@ -189,10 +208,10 @@ def _is_finished(
 ) -> bool:
     if isinstance(raw, StoredRecord):
         return finished.get(raw.user_id) == raw.cues_hash
-    if raw.get("user_id") not in finished:
-        return False
+    if raw.get("user_id") not in finished or ctx.settings.history == "select":
+        return False  # of a selection only the graph knows what it chose; it finds that, and the samples, in the store
     record = UserRecord.from_dict(raw)
-    cues = assemble_cues(record, token_budget=ctx.settings.token_budget)
+    cues = assemble_for(ctx.settings, record)
     return finished[record.user_id] == cues_hash(cues.text)
 
 

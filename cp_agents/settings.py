@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cp_agents.adaptive import Adaptive, Stopping, check_adaptive
 from cp_agents.backends.base import Identity
 from cp_agents.confidence import ConfidenceSource
+from cp_agents.cues import AssembledCues, EntryKey, assemble_cues
 from cp_agents.routing import ReviewPolicy
-from cp_agents.schema import NA
+from cp_agents.schema import NA, UserRecord
 from cp_agents.voting import VoteMethod
 
 __all__ = ["NA", "ProfileSettings"]
+
+History = Literal["condense", "truncate", "select"]
+HISTORIES: tuple[History, ...] = get_args(History)
 
 _SAMPLING = ("samples", "temperature", "top_p", "max_tokens", "seed", "token_budget", "evidence_cap")
 
@@ -33,6 +39,8 @@ class ProfileSettings(BaseModel):
     seed: int = 0
     token_budget: int = Field(default=3000, ge=64)
     """Estimated tokens of the cue block."""
+    history: History = "condense"
+    """What becomes of a history that does not fit: condensed by rule, truncated, or selected by the teacher first."""
     evidence_cap: int | None = Field(default=2, ge=1, le=5)
     """Highest confidence of a tag whose evidence stands nowhere in the record; None leaves it as stated."""
     vote: VoteMethod = "weighted"
@@ -49,7 +57,7 @@ class ProfileSettings(BaseModel):
     wave: int = Field(default=1, ge=1)
     """Adaptive: fewest samples of a wave after the first."""
     tau: dict[str, float] = {}
-    """Threshold per attribute, 1..5; attributes not named have 1."""
+    """Threshold per attribute, 1..5, or 6 for never; attributes not named have 1."""
     review: ReviewPolicy = ReviewPolicy()
 
     @property
@@ -69,6 +77,8 @@ class ProfileSettings(BaseModel):
         the same M, so that the cache serves both.
         """
         sampling = {name: getattr(self, name) for name in _SAMPLING}
+        if self.history != "condense":
+            sampling["history"] = self.history
         if (stopping := self.stopping) is not None:
             sampling["stopping"] = [*stopping, self.confidence]
             if self.tag_weights:
@@ -83,3 +93,15 @@ class ProfileSettings(BaseModel):
         ]
         canonical = json.dumps([whole, sampling], sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def assemble_for(
+    settings: ProfileSettings, record: UserRecord, foremost: Iterable[EntryKey] = ()
+) -> AssembledCues:
+    """The cue block of a record under these settings; `foremost` is what the teacher chose of a long history."""
+    return assemble_cues(
+        record,
+        token_budget=settings.token_budget,
+        foremost=frozenset(foremost),
+        condensed=settings.history != "truncate",
+    )

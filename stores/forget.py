@@ -86,6 +86,7 @@ def _forget_rows(store: TraceStore, user_id: str, patience_s: float) -> tuple[in
     try:
         with _waiting(store._conn, patience_s), store.transaction() as conn:
             found = conn.execute("select record_id from records where user_id = ?", (user_id,)).fetchall()
+            conn.execute("delete from selections where user_id = ?", (user_id,))
             for record in found:
                 samples += conn.execute(
                     "select count(*) from samples where record_id = ?", record

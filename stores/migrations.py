@@ -288,3 +288,24 @@ def m006_endpoints(db: Database) -> None:
         ) without rowid;
         """,
     )
+
+
+@migrations()
+def m007_selections(db: Database) -> None:
+    """What a teacher chose from the parts of long histories, see `cp_agents.selection`."""
+    run_statements(
+        db,
+        """
+        create table selections (
+            key text primary key,          -- endpoint, model, revision and request, as in cache
+            user_id text not null,
+            kept text not null,            -- JSON: numbers of the lines that were chosen
+            prompt_tokens integer,
+            completion_tokens integer,
+            latency_s real,
+            cost_usd real,
+            created_at text not null
+        ) without rowid;
+        create index selections_user on selections (user_id);
+        """,
+    )

@@ -175,6 +175,14 @@ def profile(
     max_tokens: o.MaxTokens = 1200,
     seed: Annotated[int, typer.Option("--seed", help="Sample i is drawn with seed + i.")] = 0,
     token_budget: o.TokenBudget = 3000,
+    history: Annotated[
+        str,
+        typer.Option(
+            "--history",
+            help="Of a history that does not fit: condense it by rule, truncate it, or select: the teacher reads it in"
+            " parts first and chooses.",
+        ),
+    ] = "condense",
     n: Annotated[
         str, typer.Option("--n", help="Whether the endpoint honours n: probe, yes or no.")
     ] = "probe",
@@ -259,6 +267,7 @@ def profile(
         max_tokens=max_tokens,
         seed=seed,
         token_budget=token_budget,
+        history=history,  # type: ignore[arg-type]  # likewise
         tau=tau,
         n=n,
         requests_per_minute=rpm,
@@ -272,9 +281,9 @@ def profile(
         try:
             if batch_api:
                 batch_prices = prices_for(backend, given, listed, batch=True)
-                report = _run(profiler, records, by_batches=True, prices=batch_prices, batch_size=batch_size)
+                report = run_live(profiler, records, by_batches=True, prices=batch_prices, batch_size=batch_size)
             else:
-                report = _run(profiler, records, concurrency=concurrency, fanout=fanout)
+                report = run_live(profiler, records, concurrency=concurrency, fanout=fanout)
         except BackendError as error:
             kept = f"what landed is kept in {store}, and the same command goes on from there"
             if next(profiler.store.profiles(profiler.run_id), None) is not None:
@@ -340,7 +349,7 @@ def run_name(in_file: Path, backend: str) -> str:
     return f"{in_file.stem}-{backend.partition(':')[0]}-{place}"
 
 
-def _run(
+def run_live(
     profiler: Profiler,
     records: Sequence[dict[str, Any] | StoredRecord],
     *,
