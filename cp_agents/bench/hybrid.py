@@ -54,7 +54,7 @@ def hybrid_rows(
     check_tag_weights({name: {} for name in taxonomy.names}, taxonomy, settings.vote)
     records, ballots = load_ballots(store, run, taxonomy, settings.samples, settings.confidence)
     known = gold_tags(gold, records, taxonomy, run)
-    heard = (ballots.tags >= 0).any(axis=(0, 2))  # a recording need not hold every user
+    heard = np.asarray((ballots.tags >= 0).any(axis=(0, 2)))  # a recording need not hold every user
     rows = np.array([i for i, record in enumerate(records) if record[0] in known and heard[i]], np.int64)
     ks = ks or [k for k in KS if 2 * k <= len(rows)]
     most = max(ks)

@@ -11,9 +11,15 @@ from cp_agents.evaluation.metrics import average_metrics, threshold_metrics
 from cp_agents.evaluation.outcomes import Outcomes, read_outcomes
 from cp_agents.evaluation.statistics import Difference, Interval, differences, intervals
 from cp_agents.profiler import Profiler
-from cp_agents.settings import HISTORIES
+from cp_agents.settings import History
 from cp_agents.stores.traces import TraceStore
 
+_WAYS: tuple[tuple[str, History], ...] = (
+    ("as they are", "condense"),
+    ("truncate", "truncate"),
+    ("condense", "condense"),
+    ("select", "select"),
+)
 METRICS = ("selective_accuracy", "coverage", "macro_f1")
 _FIRST = date(2015, 1, 1)
 _DAYS = 3650
@@ -90,15 +96,15 @@ def long_rows(
     draws: int,
     **options: Any,
 ) -> list[LongRow]:
-    """A row for the histories as they are, and one for each of `HISTORIES` over the padded ones."""
+    """A row for the histories as they are, and one for each way to treat the padded ones."""
     users = [dict(r) for r in records]
     long = [padded(r, items) for r in users]
     rows: list[LongRow] = []
     truncated: dict[str, Outcomes] | None = None
-    for name in ("as they are", "truncate", *(h for h in HISTORIES if h != "truncate")):
+    for name, history in _WAYS:
         profiler = Profiler(
             backend, store, samples=samples, token_budget=token_budget, run=f"long {items} {name}",
-            history="condense" if name == "as they are" else name, **options,
+            history=history, **options,
         )  # fmt: skip
         asked = _asked(store)
         profiles, _ = profiler.profile_many(users if name == "as they are" else long)
