@@ -158,10 +158,9 @@ def assemble_cues(
     fields = read_fields(record.self_reported, cleaner)
     sources = read_sources(record.sources, cleaner)
     if foremost:  # stable: rule 3 decides among those, and among the others
-        sources = {
-            name: sorted(entries, key=lambda e, name=name: (name, e.text) not in foremost)
-            for name, entries in sources.items()
-        }
+        for name, entries in sources.items():
+            chosen = {text for source, text in foremost if source == name}
+            sources[name] = sorted(entries, key=lambda entry: entry.text not in chosen)
 
     needs = {name: _need(name, entries, budget) for name, entries in sources.items()}
     reported = min(_fields_cost(fields), max(budget // _REPORTED_SHARE, budget - sum(needs.values())))

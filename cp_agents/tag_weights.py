@@ -102,7 +102,7 @@ def reweigh(
         if attribute.name in weights:
             factor = _factors(attribute, weights[attribute.name])
             weighed[k] = np.where(tags[k] >= 0, weighed[k] * factor[tags[k]], weighed[k])
-    return np.minimum(weighed, FULL_CONFIDENCE)
+    return np.asarray(np.minimum(weighed, FULL_CONFIDENCE))
 
 
 def check_tag_weights(weights: TagWeights, taxonomy: Taxonomy, vote: VoteMethod) -> None:
@@ -125,4 +125,4 @@ def _factors(attribute: Attribute, weights: Mapping[str, float]) -> NDArray[np.f
         if not 0 < weight < float("inf"):
             raise InputError(f"tag weights: {attribute.name}.{tag} should be above 0, found {weight!r}")
         factors[attribute.codes[tag]] = weight
-    return factors / factors.max()
+    return np.asarray(factors / factors.max())

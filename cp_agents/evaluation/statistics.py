@@ -116,10 +116,7 @@ class _Users:
         taken = {}
         for name, found in outcomes.items():
             rows = self._row[name][drawn]
-            rows = rows[rows >= 0]
-            # without the names: joining a thousand of them a thousand times is most of the time
-            arrays = (array[rows] for array in found[2:])
-            taken[name] = Outcomes(found.attribute, (), *arrays)  # type: ignore[misc]
+            taken[name] = found.rows(rows[rows >= 0])
         return taken
 
     def swap(
