@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cp_agents.cli import bench_csv
+
 if TYPE_CHECKING:
     from cp_agents.bench.prepared import Prepared
 
@@ -94,6 +96,9 @@ def blogs(
     from cp_agents.bench.blogs import prepare_blogs
 
     _write(prepare_blogs(path, rules or "blogs", include_minors=include_minors), out)
+
+
+app.command("csv")(bench_csv.prepare_csv)
 
 
 def _write(prepared: Prepared, out: Path) -> None:
