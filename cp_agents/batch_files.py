@@ -33,6 +33,8 @@ class FileBackend(OpenAIBackend):
     `n` says whether whoever answers draws several samples a request, as vLLM does: then a record is one request.
     """
 
+    kind = KIND
+
     def __init__(self, model: str, *, n: bool = False) -> None:
         super().__init__(model, base_url="http://nobody.invalid/v1", n="yes" if n else "no")
         self._identity = Identity(KIND, model)

@@ -30,6 +30,7 @@ from cp_agents.graph import ProfilingContext
 from cp_agents.runner import BatchReport, Stop, label_run, statuses
 from cp_agents.stores import batches
 from cp_agents.stores.batches import BatchRequest, BatchRow
+from cp_agents.stores.held import held
 
 _SLOWEST_POLL_S = 60.0
 _PATIENCE_S = 3600.0
@@ -58,7 +59,8 @@ async def run_by_batches(
 
     `stop` ends the waiting; the batches go on at the endpoint, and the same call collects them later. Failed
     requests, and those that a batch left unanswered, are stored as typed failures; the same call asks for them
-    again where that may help. Raises `InputError` for a backend without a batch API, and `BackendError` for an
+    again where that may help. Raises `InputError` for a backend without a batch API and for a run that another process
+    works on, and `BackendError` for an
     error that would fail every request or a batch as a whole, after all results that there are have been stored.
     """
     if not isinstance(ctx.backend, OpenAIBackend):
@@ -70,11 +72,12 @@ async def run_by_batches(
     report = run.report
     started = time.monotonic()
     try:
-        await run.adopt()
-        run.enter(records)
-        await run.probe()
-        await run.submit()
-        await run.wait(poll_s, lambda: on_record(report))
+        with held(ctx.store, ctx.run_id):
+            await run.adopt()
+            run.enter(records)
+            await run.probe()
+            await run.submit()
+            await run.wait(poll_s, lambda: on_record(report))
     finally:
         report.seconds = time.monotonic() - started
     if run.error is not None:

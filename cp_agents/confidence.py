@@ -55,10 +55,16 @@ def weigh(
     return np.where(known, tags, -1).astype(np.int16), np.where(known, weights, 0.0)
 
 
+class NoProbabilitiesError(InputError):
+    """A backend turned out to give no probabilities to weigh by: no other record would fare better."""
+
+
 def check_logprobs(source: ConfidenceSource, able: bool | None, whose: str) -> None:
-    """Raises `InputError` where `source` weighs by probabilities and the backend `whose` is known to give none."""
+    """Raises `NoProbabilitiesError` where `source` weighs by probabilities and the backend `whose` is known to give
+    none.
+    """
     if needs_probability(source) and able is False:
-        raise InputError(
+        raise NoProbabilitiesError(
             f"{whose} gives no probabilities of its tags, by which confidence {source} weighs: choose verbal or"
             " agreement, or a backend that gives log-probabilities"
         )

@@ -51,8 +51,34 @@ def load_ballots(
 ) -> tuple[list[tuple[int, str, str, str]], decide.Ballots]:
     """A run's records `(record_id, user_id, cues, self_reported JSON)` and all its ballots [R, M], weighed.
 
-    Raises `InputError` where `confidence` weighs by probabilities and no answer of the run has one.
+    Records in the middle of being drawn are left out, see `partly_drawn`: on the scale of M their S would look like
+    doubt. Raises `InputError` where `confidence` weighs by probabilities and no answer of the run has one.
     """
+    records, ballots = _load(store, run_id, taxonomy, samples, confidence)
+    if partly := partly_drawn(store, run_id, samples):
+        whole = [row for row, record in enumerate(records) if record[0] not in partly]
+        records = [records[row] for row in whole]
+        tags, weights, samplers, asked = ballots
+        ballots = decide.Ballots(tags[:, whole], weights[:, whole], samplers[whole], asked[whole])
+    return records, decide.reweighed(ballots, taxonomy, tag_weights or {})
+
+
+def partly_drawn(store: TraceStore, run_id: str, samples: int) -> set[int]:
+    """Records of a run that have samples, but not all that they were to be asked for: M, or fewer by adaptive
+    sampling. A sample with a typed error counts: it was asked for.
+    """
+    found = store.rows(
+        "select r.record_id from records r join samples s using (record_id)"
+        " where r.run_id = ? and s.sample_index < ? group by r.record_id"
+        " having count(*) < min(coalesce(r.asked, ?), ?)",
+        (run_id, samples, samples, samples),
+    )
+    return {record_id for (record_id,) in found}
+
+
+def _load(
+    store: TraceStore, run_id: str, taxonomy: Taxonomy, samples: int, confidence: ConfidenceSource
+) -> tuple[list[tuple[int, str, str, str]], decide.Ballots]:
     records = store.rows(
         "select record_id, user_id, cues, self_reported from records r where run_id = ?"
         " and exists (select 1 from samples s where s.record_id = r.record_id) order by record_id",
@@ -84,7 +110,7 @@ def load_ballots(
                 ballots.tags[k, rows, indices] = list(map(attribute.codes.__getitem__, tags))
                 ballots.confidence[k, rows, indices] = stated
         if confidence == "verbal":
-            return records, decide.reweighed(ballots, taxonomy, tag_weights or {})
+            return records, ballots
         probability = np.full(ballots.tags.shape, np.nan)
         if needs_probability(confidence):
             for k, attribute in enumerate(taxonomy.attributes):
@@ -102,8 +128,7 @@ def load_ballots(
                     f" are kept, and verbal or agreement can decide them (`replay --confidence`)"
                 )
     voting, weights = weigh(confidence, ballots.tags, ballots.confidence, probability)
-    ballots = ballots._replace(tags=voting, confidence=weights)
-    return records, decide.reweighed(ballots, taxonomy, tag_weights or {})
+    return records, ballots._replace(tags=voting, confidence=weights)
 
 
 @contextmanager
@@ -179,7 +204,8 @@ def replay(
 ) -> Iterator[Profile]:
     """The profiles of a stored run decided otherwise. No model call, nothing written.
 
-    What is not given stays as the run had it. `tau` is spelled as on the command line: `["3", "age=4"]`.
+    Records that a run was stopped in the middle of are left out, see `partly_drawn`. What is not given stays as the
+    run had it. `tau` is spelled as on the command line: `["3", "age=4"]`.
     `calibrator="run"` is the run's own, none where a finished run had none; under another vote, confidence or tag
     weights, and for a run that is not finished, it is fitted (`"fit"`). None leaves the profiles uncalibrated.
     """

@@ -170,7 +170,7 @@ def test_calibrators_are_fitted_on_the_source_and_refuse_another(
     ("config", "says", "asked"),
     [
         ({"unsupported": ("logprobs",)}, "gives no log-probabilities", 1),
-        ({"logprobs": False}, "ignores logprobs", 30),
+        ({"logprobs": False}, "ignores logprobs", 4),
     ],
 )
 def test_an_endpoint_without_log_probabilities(
@@ -182,14 +182,14 @@ def test_an_endpoint_without_log_probabilities(
 ) -> None:
     server = endpoint(**config)
     with open_profiler(server) as profiler:
-        with pytest.raises(InputError, match=r"no answer of run openai-\w+ has a probability.*logprob"):
-            profiler.profile_many(RECORDS)
+        with pytest.raises(InputError, match=r"openai:m gives no probabilities of its tags.*logprob"):
+            profiler.profile_many(RECORDS, concurrency=4)
         assert profiler.backend.capabilities.logprobs is False
         assert caplog.text.count(says) == 1
         assert sum("logprobs" in body for body in server.bodies) == asked
-        # nothing is lost: what was sampled can be decided by what it has
-        assert profiler.store.rows("select count(*) from samples where error_type is null") == [(300,)]
-        assert len(list(replay(profiler.store, confidence="verbal"))) == 30
+        # it stops at once, and nothing is lost: what was sampled can be decided by what it has
+        assert profiler.store.rows("select count(*) from samples where error_type is null") == [(40,)]
+        assert len(list(replay(profiler.store, confidence="verbal"))) == 4
         with pytest.raises(InputError, match="openai:m gives no probabilities of its tags"):
             profiler.profile({**RECORDS[0], "user_id": "alone"})
 
@@ -294,7 +294,7 @@ def test_of_an_endpoint_without_probabilities_answers_are_reused(
     with open_profiler(server, store, run="spoken", confidence="verbal") as profiler:
         profiler.profile_many(RECORDS)
     answered = len(server.requests)
-    none = pytest.raises(InputError, match="no answer of run scored has a probability")
+    none = pytest.raises(InputError, match="openai:m gives no probabilities of its tags")
     with open_profiler(server, store, run="scored") as profiler, none:
         run_sync(run_batch(profiler.context, RECORDS, concurrency=1))
     # the first record alone: with log-probabilities, and without

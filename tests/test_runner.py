@@ -16,6 +16,7 @@ import pytest
 
 from cp_agents import Profiler, TraceStore, replay
 from cp_agents.errors import BackendError, ErrorType
+from cp_agents.relabel import partly_drawn
 from cp_agents.runner import BatchReport, Stop, run_batch
 from cp_agents.schema import Profile
 from tests.loopback import LoopbackConfig, block_key, running_server, server_process
@@ -120,6 +121,45 @@ async def test_a_fatal_error_stops_the_run_and_keeps_what_landed() -> None:
         await p.aprofile_many(records, concurrency=1)
     assert store.rows("select count(*) from samples") == [(12,)]
     assert calls == 13
+
+
+async def test_replay_leaves_out_records_in_the_middle_of_being_drawn() -> None:
+    left = 14
+
+    def script(i: int) -> str | Exception:
+        nonlocal left
+        left -= 1
+        return answer() if left >= 0 else BackendError("the budget is spent", ErrorType.BUDGET)
+
+    store = TraceStore()
+    p = Profiler(backend=ScriptedBackend(script), store=store, taxonomy=PETS, samples=4, run="r")
+    records = [{**RECORD, "user_id": f"u{i}", "seen": [f"video {i}"]} for i in range(9)]
+    with pytest.raises(BackendError, match="budget is spent"):
+        await p.aprofile_many(records, concurrency=1)
+    assert store.rows("select count(*) from samples") == [(14,)]
+    assert [profile.user_id for profile in replay(store)] == ["u0", "u1", "u2"]
+    assert len(partly_drawn(store, "r", 4)) == 1
+    left = 100
+    profiles, _ = await p.aprofile_many(records)
+    assert partly_drawn(store, "r", 4) == set()
+    assert decided(list(replay(store))) == decided(profiles)
+
+
+async def test_what_cannot_be_remembered_hides_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forgetful(store: TraceStore, backend: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("cp_agents.runner.remember", forgetful)
+    spent = BackendError("the budget is spent", ErrorType.BUDGET)
+    with pytest.raises(BackendError, match="budget is spent"):
+        await Profiler(ScriptedBackend(lambda i: spent), taxonomy=PETS, samples=2).aprofile_many([RECORD])
+    done, _ = await Profiler(ScriptedBackend(lambda i: answer()), taxonomy=PETS, samples=2).aprofile_many(
+        [RECORD]
+    )
+    assert len(done) == 1
+    assert caplog.text.count("what was found out of the endpoint could not be kept (OSError)") == 2
 
 
 async def test_a_bad_record_fails_alone() -> None:

@@ -43,7 +43,8 @@ def replay(
     check_out(out, store, tag_weights, *o.files_of(calibrator))
     weights = None if tag_weights is None else load_tag_weights(tag_weights)
     with TraceStore(store, must_exist=True) as traces:
-        run_id = traces.run(run)["run_id"]
+        run_id, _, settings = relabel.stored_run(traces, run)
+        partly = len(relabel.partly_drawn(traces, run_id, settings.samples))
         profiles = relabel.replay(
             traces, run_id, vote=vote, confidence=confidence, tau=tau,  # type: ignore[arg-type]
             tag_weights=weights, calibrator=find_calibrator(traces, calibrator),
@@ -52,6 +53,12 @@ def replay(
     typer.echo(
         f"{count} records of run {run_id} decided again in {time.monotonic() - started:.2f} s, written to {out}"
     )
+    if partly:
+        typer.echo(
+            f"{partly} more were stopped in the middle of their samples and left out: the command that began the run"
+            " goes on with them",
+            err=True,
+        )
 
 
 def find_calibrator(store: TraceStore, name: str) -> Calibrator | Literal["run", "fit"] | None:
