@@ -37,6 +37,8 @@ class Published(NamedTuple):
     path: Path
     """The file itself, or the zip that holds it."""
     member: zipfile.ZipInfo | None = None
+    archive: zipfile.ZipFile | None = None
+    """The zip, open: to open it for each of 19,000 members would read its list of members as often."""
 
     @property
     def where(self) -> str:
@@ -52,12 +54,12 @@ class Published(NamedTuple):
     def open(self) -> Iterator[IO[bytes]]:
         """Its bytes. Raises `InputError`, also while it is read, where it cannot be read or is damaged."""
         try:
-            if self.member is None:
+            if self.member is None or self.archive is None:
                 with self.path.open("rb") as file:
                     yield file
                 return
             _check_member(self, self.member)
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+            with self.archive.open(self.member) as file:
                 yield file
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise InputError(f"{self.where}: the zip is damaged ({error}); download it again") from None
@@ -150,13 +152,12 @@ def _folder(folder: Path) -> Iterator[Published]:
 
 def _members(path: Path, prefix: str) -> Iterator[Published]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+        archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise InputError(f"{path}: the zip is damaged ({error}); download it again") from None
-    for member in members:
+    for member in archive.infolist():
         if not member.is_dir() and "__MACOSX" not in member.filename:
-            yield Published(prefix + member.filename, path, member)
+            yield Published(prefix + member.filename, path, member, archive)
 
 
 def matching(files: Sequence[Published], pattern: str) -> list[Published]:
