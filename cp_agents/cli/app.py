@@ -10,6 +10,7 @@ import typer
 
 from cp_agents import __version__
 from cp_agents.cli import (
+    auditing,
     batching,
     benching,
     calibrating,
@@ -19,11 +20,13 @@ from cp_agents.cli import (
     doctor,
     evaluating,
     exporting,
+    probing,
     profiling,
     replaying,
     reviewing,
     storing,
     students,
+    thresholds,
     training,
 )
 from cp_agents.errors import InputError
@@ -121,6 +124,9 @@ app.add_typer(calibrating.app, name="calibrate")
 app.add_typer(reviewing.app, name="review")
 app.command("evaluate")(evaluating.evaluate)
 app.command("compare")(comparing.compare)
+app.command("thresholds")(thresholds.thresholds)
+app.command("audit")(auditing.audit)
+app.command("probe")(probing.probe)
 app.add_typer(benching.app, name="bench")
 app.add_typer(training.app, name="train")
 app.add_typer(students.app, name="students")
