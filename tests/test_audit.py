@@ -105,8 +105,8 @@ def test_a_group_without_answers_has_no_accuracy() -> None:
     assert (empty.n, empty.value, empty.low, empty.compared) == (0, None, None, False)
     assert found.gaps["accuracy"] is None
     assert found.gaps["coverage"] is not None
+    outcomes, said = said_outcomes({}, {"u": {"pet": "Cat"}}, PETS, None)["pet"]
     with pytest.raises(InputError, match="no user of gold is in a group"):
-        outcomes, said = said_outcomes({}, {"u": {"pet": "Cat"}}, PETS, None)["pet"]
         audit_groups(outcomes, said, {"v": "x"})
 
 

@@ -313,6 +313,7 @@ def test_the_verb_shows_what_it_promises_and_writes_the_configuration(
     assert code == 0
     assert "with probability 0.9 over which users were labelled, at least 90%" in out
     assert "among the next 120 users" in out
+    assert "A tau needs 30 answers" in out
     whole = json.loads(Path("t.json").read_text())
     gender = whole["attributes"]["gender"]
     assert gender["labelled"] == 120

@@ -130,7 +130,7 @@ def thresholds(
             json.dump(whole, file, indent=1)
     console = tables.console()
     console.print(_choices(found, promise))
-    for note in [*what_holds(promise, outcomes), *source.notes]:
+    for note in [*what_holds(promise, outcomes, found), *source.notes]:
         console.print(note, markup=False)
     if checks:
         console.print(_splits(checks, promise))
@@ -210,8 +210,12 @@ def _calibrator_notes(lines: list[dict[str, Any]]) -> list[str]:
     return []
 
 
-def what_holds(promise: Promise, outcomes: Mapping[str, Outcomes]) -> list[str]:
+def what_holds(
+    promise: Promise, outcomes: Mapping[str, Outcomes], choices: Mapping[str, Choice]
+) -> list[str]:
     """The sentences under the table: what is promised, and what is not."""
+    from cp_agents.evaluation.risk_control import fewest_answers
+
     if promise.risk == "point":
         return [
             "point: the smallest tau that reached the target among these users. Nothing is promised: on other users it"
@@ -221,13 +225,20 @@ def what_holds(promise: Promise, outcomes: Mapping[str, Outcomes]) -> list[str]:
     coming = users if promise.coming is None else promise.coming
     among = f" and among the next {coming:,} users" if coming else ""
     k = len(outcomes)
-    return [
+    lines = [
         f"promised: with probability {1 - promise.delta:g} over which users were labelled, at least"
         f" {promise.target:.0%} of what an attribute is answered with at its tau is right, in the long run{among}.",
         "It holds if the labelled users were drawn like those to come, for answers whose truth can be known, and over"
         f" all users together, not within each group. Each attribute by itself: all {k} at once with --delta"
         f" {promise.delta / k:.2g}.",
     ]
+    if not any(choice.guaranteed for choice in choices.values()):
+        lines[0] = "no attribute can be promised with these labels: none would be answered."
+    if (least := fewest_answers(promise.target, promise.delta, coming / users)) is not None:
+        lines.append(
+            f"A tau needs {least:,} answers whose truth is known to pass without a mistake, and more with some."
+        )
+    return lines
 
 
 def _choices(found: Mapping[str, Choice], promise: Promise) -> Table:

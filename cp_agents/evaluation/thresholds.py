@@ -165,7 +165,7 @@ def _verdict(found: Level | None, levels: list[Level], labelled: int, promise: P
         return "nothing is answered where the truth is known"
     best = max(answered, key=lambda level: (level.right / level.answered, level.answered))
     if promise.risk == "point":
-        return f"no tau reaches it; the best is {best.right / best.answered:.2f} at tau {best.tau}"
+        return _out_of_reach(best)
     least = fewest_answers(promise.target, promise.delta, ratio)
     most = answered[0].answered
     if least is not None and most < least:
@@ -182,9 +182,17 @@ def _more(answered: list[Level], best: Level, labelled: int, promise: Promise, r
             users = max(1, round((needs - level.answered) * labelled / level.answered))
             wanted.append((users, max(1, needs - level.answered), level))
     if not wanted:
-        return f"no tau reaches it; the best is {best.right / best.answered:.2f} at tau {best.tau}"
+        return _out_of_reach(best)
     users, answers, level = min(wanted, key=lambda entry: entry[:2])
-    seen = f"{level.right / level.answered:.2f} at tau {level.tau} ({level.answered} answers)"
+    seen = _seen(level)
     return (
         f"not sure yet: {seen}; at this accuracy about {answers:,} more answers ({users:,} labels) would do"
     )
+
+
+def _out_of_reach(best: Level) -> str:
+    return f"no tau reaches it; the best is {_seen(best)}"
+
+
+def _seen(level: Level) -> str:
+    return f"{level.right / level.answered:.2f} at tau {level.tau} ({level.answered} answers)"
