@@ -103,6 +103,15 @@ def tiny(tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.fixture
+def tiny_store(tiny: list[str], tmp_path: Path) -> list[str]:
+    """The same, in a store."""
+    store = tmp_path / "t.db"
+    with TraceStore(store) as opened:
+        profile_traces(Path(tiny[1]), Path(tiny[3]), opened, tiny[7])
+    return ["--store", str(store), *tiny[4:6]]
+
+
 def run(*arguments: str) -> str:
     result = CliRunner().invoke(app, ["bench", *arguments], terminal_width=300)
     if isinstance(result.exception, CpAgentsError):
@@ -280,7 +289,7 @@ def test_tables_4_5_and_7_of_a_run_counted_by_hand(tiny: list[str], tmp_path: Pa
     assert value(seven, 0, "pet, tau 3", "P") == 0.5
     assert value(seven, 0, "pet, tau 1", "R") == 1.0
     assert cell(seven, 0, "home, tau 5", "P")["value"] is None
-    assert cell(seven, 0, "pet, tau 1", "paper's SFT P") is None  # the paper knows no pets
+    assert cell(seven, 0, "pet, tau 1", "paper, SFT: P") is None  # the paper knows no pets
 
 
 def test_table_3_keeps_what_the_shapes_keep(tiny: list[str], tmp_path: Path) -> None:
@@ -399,6 +408,14 @@ def test_the_benchmark_knows_no_trainer_and_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.usefixtures("socket_disabled")
+@pytest.mark.parametrize(
+    "words", ["table 2", "table 3", "table 4", "table 5", "table 7", "figure 3", "figure 5"]
+)
+def test_a_stored_run_needs_no_socket_of_any_kind(words: str, tiny_store: list[str]) -> None:
+    assert "paper" in run(*words.split(), *tiny_store, "--draws", "5")
 
 
 # -- published recordings ---------------------------------------------------------------------------------

@@ -35,8 +35,13 @@ def markdown_cell(cell: Cell) -> str:
     return _cell(cell, lambda low, high: f"[{low:.3f}, {high:.3f}]").replace("|", "\\|")
 
 
-def rich_table(grid: Grid, columns: Sequence[int] | None = None, label_width: int | None = None) -> Table:
-    """For the terminal; the best of each column in bold. Only `columns`, by index, where they are given."""
+def rich_table(
+    grid: Grid, columns: Sequence[int] | None = None, label_width: int | None = None, *, narrow: bool = False
+) -> Table:
+    """For the terminal; the best of each column in bold. Only `columns`, by index, where they are given.
+
+    `narrow`: no column is wider than its longest word.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -44,7 +49,8 @@ def rich_table(grid: Grid, columns: Sequence[int] | None = None, label_width: in
     table = Table(title=grid.title, title_justify="left")
     table.add_column(grid.label, overflow="fold", width=label_width)
     for k in shown:
-        table.add_column(grid.columns[k].replace("_", " "), justify="right")
+        width = _longest_word(grid, k) if narrow else None
+        table.add_column(grid.columns[k].replace("_", " "), justify="right", width=width)
     best = grid.best_rows()
     for i, row in enumerate(grid.rows):
         cells = {k: escape(terminal_cell(row.cells[k])) for k in shown}
@@ -56,14 +62,21 @@ def rich_table(grid: Grid, columns: Sequence[int] | None = None, label_width: in
 def print_grid(console: Console, grid: Grid) -> None:
     """The table, in several parts where it is wider than the terminal, and under it its notes, one a line."""
     whole = rich_table(grid)
-    unbounded = console.options.update(max_width=10_000)
-    if console.measure(whole, options=unbounded).maximum <= console.width:
+    if _fits(console, whole):
         console.print(whole)
     else:
         for columns in _parts(grid, console.width):
-            console.print(rich_table(grid, columns, _label_width(grid)))
+            part = rich_table(grid, columns, _label_width(grid))
+            # Left to itself the terminal's table would cut numbers where it has to choose a column to make narrow.
+            narrow = not _fits(console, part)
+            console.print(rich_table(grid, columns, _label_width(grid), narrow=True) if narrow else part)
     for note in grid.notes:
         console.print(note, markup=False, style="dim")
+
+
+def _fits(console: Console, table: Table) -> bool:
+    unbounded = console.options.update(max_width=10_000)
+    return console.measure(table, options=unbounded).maximum <= console.width
 
 
 def _label_width(grid: Grid) -> int:
@@ -75,15 +88,19 @@ def _parts(grid: Grid, width: int) -> list[list[int]]:
     free = width - _label_width(grid) - 4
     parts: list[list[int]] = [[]]
     used = 0
-    for k, name in enumerate(grid.columns):
-        texts = [name.replace("_", " "), *(terminal_cell(row.cells[k]) for row in grid.rows)]
-        wide = max(len(word) for text in texts for word in text.split() or [""]) + 3
+    for k in range(len(grid.columns)):
+        wide = _longest_word(grid, k) + 3
         if parts[-1] and used + wide > free:
             parts.append([])
             used = 0
         parts[-1].append(k)
         used += wide
     return parts
+
+
+def _longest_word(grid: Grid, k: int) -> int:
+    texts = [grid.columns[k].replace("_", " "), *(terminal_cell(row.cells[k]) for row in grid.rows)]
+    return max(len(word) for text in texts for word in text.split() or [""])
 
 
 def markdown_table(grid: Grid) -> str:

@@ -71,7 +71,7 @@ def _grid(source: Source, title: str, said: Mapping[str, Outcomes]) -> Grid:
             p, r = (known[stage][AVERAGE][key][i] for key in ("precision", "recall"))
             theirs += [None, None, estimate(2 * p * r / (p + r))]
         rows.append(Row(label=f"F1 of the averages, tau {tau}", cells=[None, None, of_means, *theirs]))
-    heads = [f"paper's {stage} {key}" for stage in _PAPER.values() for key in ("P", "R", "F1")]
+    heads = [f"paper, {stage}: {key}" for stage in _PAPER.values() for key in ("P", "R", "F1")]
     return Grid(
         title=f"table 7: {title}", label="attribute", columns=["P", "R (coverage)", "F1", *heads], rows=rows
     )
