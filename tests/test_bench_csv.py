@@ -131,13 +131,14 @@ ACCENTED = "user,text\nu1,Le café était fermé à midi\nu2,Größe für Mädch
         (CHINESE, "utf-8", "utf-8"), (CHINESE, "utf-8-sig", "utf-8-sig"), (CHINESE, "utf-16", "utf-16"),
         (CHINESE, "utf-16-le", "utf-16-le"), (CHINESE, "utf-16-be", "utf-16-be"), (CHINESE, "gb18030", "gb18030"),
         (CHINESE, "gbk", "gb18030"), (ACCENTED, "cp1252", "cp1252"), (ACCENTED, "latin-1", "cp1252"),
+        ("user;text\nu1;Grüße, Welt\nu2;Viele Grüße\n", "cp1252", "cp1252"),
         ("user,text\nu1,plain\n" * 9 + "u2,“curly” — €5\n", "cp1252", "cp1252"),
     ],
 )  # fmt: skip
 def test_encodings_are_found(tmp_path: Path, text: str, written: str, found: str) -> None:
     table = open_table(write(tmp_path / "t.csv", text, written))
     assert table.encoding == found
-    expected = list(csv.reader(io.StringIO(text)))
+    expected = list(csv.reader(io.StringIO(text), delimiter=table.delimiter))
     assert [list(table.columns), *(row.cells for row in read_rows(table))] == expected
 
 
@@ -167,6 +168,14 @@ def test_a_wrong_byte_names_its_line_and_can_be_replaced(tmp_path: Path) -> None
     report, records = convert(path, raw, tmp_path / "out", lenient=True)
     assert report.doubts["wrong bytes replaced"] == 1
     assert records[9]["t"] == ["今天在家", "caf� bar"]
+
+
+def test_a_chinese_character_that_is_cut_in_two_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(("用户,内容\n" + "甲,今天在家带宝宝\n" * 50).encode("gbk") + b"u9,\xbd\n")
+    with pytest.raises(InputError, match=r"line 52, after 'u9,': the byte 0xBD is not gb18030"):
+        open_table(path)
+    assert [r.cells for r in read_rows(open_table(path, lenient=True))][-1] == ["u9", "�"]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -251,7 +260,9 @@ BAD_FILES: list[tuple[bytes, tuple[str, ...], str]] = [
     (b"user,day,text\nu1,1,a\n", ("--user", "user", "--text", "text", "--time", "day", "--timezone", "Mars/Base"),
      "no time zone 'Mars/Base'"),
     (b"user,text\nu1,a,b,c\nu2,d,e,f\nu3,x\n", ("--user", "user", "--text", "text", "--delimiter", ",", "--header"),
-     "rows do not have 2 cells"),
+     "does not name the columns: take away what stands above the header"),
+    (b"Report of May\n\nuser,text,x\nu1,a,1\nu2,b,2\n", ("--user", "user", "--text", "text"), "does not name"),
+    (b"user,text,x\nu1,a,b\nu2,c\nu3,e\n", ("--user", "user", "--text", "text"), "2 of 3 rows do not have 3 cells"),
 ]  # fmt: skip
 
 

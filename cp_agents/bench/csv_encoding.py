@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import re
 import shutil
 import sys
 import tempfile
@@ -16,7 +17,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -46,6 +46,7 @@ _NO_TABLES = (
     (b"\x28\xb5\x2f\xfd", "a zstd file: unpack it first (gzip is read as it is)"),
 )
 _ASK = "name the encoding with --encoding, such as gb18030, big5, shift_jis, euc-kr, cp1251 or latin-1"
+_HIGH_RUN = re.compile(rb"[\x80-\xff]{3,}")
 _TYPOGRAPHIC = frozenset("€…ŠŒŽ‘’“”•–—™šœž".encode("cp1252"))
 # The most frequent characters of modern Chinese: a third and more of a running text, and about a thirtieth of
 # what Korean or Japanese text gives when it is read as GB18030.
@@ -101,7 +102,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 def find_encoding(path: Path, name: str, *, lenient: bool = False) -> str:
     """The encoding that the whole file decodes in strictly: UTF-8, UTF-16, GB18030, cp1252 or latin-1.
 
-    Messages call the file `name`. With `lenient` a few wrong bytes in UTF-8 are left for the reader to replace.
+    Messages call the file `name`. With `lenient` a few wrong bytes are left for the reader to replace.
     Raises `InputError` where the file is no table, is UTF-8 but for a few bytes, or where none of these encodings fits.
     """
     with open_bytes(path) as file:
@@ -115,13 +116,13 @@ def find_encoding(path: Path, name: str, *, lenient: bool = False) -> str:
             raise InputError(_wrong_byte(name, encoding, bad))
         return encoding
     window = _window(path, bad.offset)
-    for other, is_like in (
-        ("gb18030", _is_like_chinese),
-        ("cp1252", _is_like_latin),
-        ("latin-1", _is_like_latin),
-    ):
-        if is_like(window) and first_bad_byte(path, other) is None:
-            return other
+    if _is_like_chinese(window):
+        wrong = first_bad_byte(path, "gb18030")
+        if wrong is not None and not lenient:
+            raise InputError(_wrong_byte(name, "gb18030", wrong))
+        return "gb18030"
+    if _is_like_latin(window):
+        return "cp1252" if first_bad_byte(path, "cp1252") is None else "latin-1"
     raise InputError(f"{name} line {bad.line}, {_after(bad)}: the byte 0x{bad.byte:02X} is not UTF-8; {_ASK}")
 
 
@@ -240,6 +241,6 @@ def _is_everyday(char: str) -> bool:
 def _is_like_latin(window: bytes) -> bool:
     """Accented letters stand among plain ones; scripts of their own come in runs of high bytes."""
     high = [i for i, byte in enumerate(window) if byte >= 0x80]
-    pairs = sum(b - a == 1 for a, b in pairwise(high))
+    in_runs = sum(len(run.group()) for run in _HIGH_RUN.finditer(window))
     controls = sum(window[i] < 0xA0 and window[i] not in _TYPOGRAPHIC for i in high)
-    return pairs <= 0.2 * len(high) and controls <= 0.1 * len(high)
+    return in_runs <= 0.2 * len(high) and controls <= 0.1 * len(high)

@@ -39,7 +39,8 @@ _TIME = re.compile(
 _NO_EVENT = re.compile(r"birth|dob|生日|出生|registered|signup|joined|注册")
 _TEXT = re.compile(
     r"(?:.* )?(?:text|texts|content|body|title|titles|comment|comments|post|posts|tweet|message|messages|review|query"
-    r"|queries|search|searches|searched|question|answer|caption|summary|headline|note|notes|diary|activity|watched|posted)"
+    r"|queries|search|searches|searched|question|answer|caption|summary|headline|note|notes|diary|activity|watched|posted|tags?"
+    r"|keywords?|page|video|song|film|movie|book|app|event)"
     r"|.*(?:内容|正文|标题|评论|帖子|搜索词|关键词|微博|文本|弹幕|发帖|动态|描述|留言|笔记)"
 )
 _FACT = re.compile(

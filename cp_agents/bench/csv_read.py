@@ -126,7 +126,14 @@ def open_table(
         raise InputError(f"{shown} is empty: expected a line of column names and one line a row")
     if header is None:
         header = _has_header(rows, frozenset(map(fold, named)))
-    return table._replace(header=header, columns=_column_names(rows, header))
+    columns = _column_names(rows, header)
+    wider = sum(any(map(str.strip, row[len(columns) :])) for row in rows[1:])
+    if header and wider * 2 > len(rows[1:]) > 0:
+        raise InputError(
+            f"{shown}: the first line has {len(columns)} cells and most of the others more, so it does not name the"
+            " columns: take away what stands above the header, or say --no-header where there is none"
+        )
+    return table._replace(header=header, columns=columns)
 
 
 def read_rows(table: Table, found: list[Lines] | None = None) -> Iterator[Row]:

@@ -35,10 +35,8 @@ def progress() -> Iterator[Callable[[int], None]]:
 
 def show_proposal(table: Table, proposal: Proposal) -> None:
     """The columns, and the proposed map as YAML."""
-    shown = rich_table.Table(
-        title=f"{escape(table.name)}: {escape(table.described)}; its first {proposal.rows:,} rows",
-        title_justify="left",
-    )
+    typer.echo(f"{table.name}: {table.described}; its first {proposal.rows:,} rows")
+    shown = rich_table.Table()
     for heading in ("column", "filled", "distinct", "example", "looks like"):
         shown.add_column(
             heading, justify="right" if heading in ("filled", "distinct") else "left", overflow="fold"
