@@ -69,8 +69,9 @@ format: $(VENV)/.dev ## format the code
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 
-docs: $(VENV)/.dev ## write the command reference
+docs: $(VENV)/.dev ## write the generated pages, and the documentation as a site into site/
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/mkdocs build --quiet --strict
 
 typecheck: $(VENV)/.dev ## check types
 	@$(BIN)/mypy

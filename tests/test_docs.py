@@ -41,11 +41,56 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_command_reference_is_up_to_date() -> None:
+@pytest.mark.parametrize("page", ["cli.md", "config.md", "schema.md"])
+def test_generated_pages_are_up_to_date(page: str) -> None:
     sys.path.insert(0, str(ROOT))
-    from docs.generate import cli_reference
+    from docs.generate import GENERATED
 
-    assert (ROOT / "docs" / "cli.md").read_text() == cli_reference(), "run: make docs"
+    assert (ROOT / "docs" / page).read_text() == GENERATED[page](), "run: make docs"
+
+
+def test_the_picture_of_the_graph_is_up_to_date() -> None:
+    sys.path.insert(0, str(ROOT))
+    from docs.generate import graph_picture, with_picture
+
+    readme = (ROOT / "README.md").read_text()
+    assert graph_picture() in readme
+    assert with_picture(readme) == readme, "run: make docs"
+
+
+def test_the_schema_page_has_every_table_and_column() -> None:
+    from cp_agents.stores.traces import TraceStore
+
+    page = (ROOT / "docs" / "schema.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
+    with TraceStore(":memory:") as store:
+        tables = store.rows(
+            "select name from sqlite_master where type = 'table' and name not like 'sqlite_%'"
+        )
+        for (table,) in tables:
+            if not table.startswith("_"):
+                for _, column, *_ in store.rows(f"pragma table_info({table})"):
+                    assert f"| `{column}` |" in sections.get(table, ""), f"{table}.{column}"
+
+
+def test_the_configuration_snippet_is_accepted(tmp_path: Path) -> None:
+    from cp_agents.cli.app import read_config
+
+    [text] = [code for name, code in snippets("toml") if name.startswith("config.md")]
+    (tmp_path / "c.toml").write_text(text)
+    assert read_config(tmp_path / "c.toml")["profile"]["tau"] == ["2", "age=3"]
+
+
+def test_the_site_builds_without_a_warning_and_names_every_page(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in navigation, f"{page.name} is not in the navigation"
 
 
 def test_every_verb_of_a_shell_snippet_exists() -> None:
