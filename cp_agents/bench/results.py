@@ -41,6 +41,10 @@ Cell = Estimate | str | int | None
 """What may stand in a table: a number with its interval, a count, a word; None for nothing."""
 
 
+End = Literal["high", "low"] | None
+"""Which end of a column is the better one; None where none is."""
+
+
 class Row(BaseModel):
     """One line of a table."""
 
@@ -59,8 +63,8 @@ class Grid(BaseModel):
     """Heading of the rows' labels."""
     columns: list[str]
     rows: list[Row]
-    best: list[Literal["high", "low"] | None] = Field(default_factory=list)
-    """For each column which end is the better one, to be shown in bold; empty for none."""
+    best: list[End] = Field(default_factory=list)
+    """Of each column, to be shown in bold; empty for none."""
     notes: list[str] = Field(default_factory=list)
 
     def best_rows(self) -> list[set[int]]:
@@ -76,7 +80,7 @@ def estimates(found: Mapping[str, Interval] | Mapping[str, Difference]) -> dict[
     return {name: Estimate.of(value) for name, value in found.items()}
 
 
-def _best(cells: Sequence[Cell], end: Literal["high", "low"] | None) -> set[int]:
+def _best(cells: Sequence[Cell], end: End) -> set[int]:
     numbers = {
         i: value
         for i, cell in enumerate(cells)

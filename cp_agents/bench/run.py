@@ -6,60 +6,27 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from cp_agents import __version__
-from cp_agents.backends.registry import BackendOptions
 from cp_agents.background import run_sync
 from cp_agents.bench import trained
 from cp_agents.bench.baselines import constant_profiles, sample_profiles, voted_profiles
 from cp_agents.bench.dataset import open_dataset
 from cp_agents.bench.evaluated import ALL, Evaluated, cue_blocks, digest, read_evaluated
 from cp_agents.bench.results import BenchResults, DatasetResult
-from cp_agents.bench.splits import SPLITS
+from cp_agents.bench.settings import BenchSettings, check
 from cp_agents.bench.table1 import Comparison, Method
 from cp_agents.errors import BackendError, InputError
 from cp_agents.evaluation.outcomes import by_user
-from cp_agents.evaluation.statistics import DRAWS
-from cp_agents.plan import check_spec
-from cp_agents.profiler import Profiler, check_samples
+from cp_agents.profiler import Profiler
 from cp_agents.runner import BatchReport, profiles_in_order
-from cp_agents.schema import CONFIDENCE_LEVELS, Outcome
+from cp_agents.schema import Outcome
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import Taxonomy, load_taxonomy
 
-Baseline = Literal["constant", "tfidf_lr", "lightgbm", "recorded", "one_sample", "majority"]
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-
 STORE = "bench.db"
 """The trace store in the folder of a run."""
-
-
-class BenchSettings(NamedTuple):
-    """What to compare, and on whom."""
-
-    backends: tuple[str, ...] = ("lexicon",)
-    """Specs; the others are compared with the first one."""
-    samples: int = 10
-    baselines: tuple[str, ...] = BASELINES
-    """Of `BASELINES`."""
-    taxonomy: str = "profilebench"
-    truth_field: str | None = None
-    """Field of the gold rows; by default what `dataset.read_gold` chooses."""
-    tau: float = 1
-    split: str = ALL
-    """All users, or those of one split; trained baselines learn from the other splits then."""
-    limit: int | None = None
-    """At most so many users of each data set, the first ones."""
-    folds: int = 5
-    """Of cross-validation, where all users are evaluated."""
-    seed: int = 0
-    draws: int = DRAWS
-    """Bootstrap resamples and random swaps."""
-    concurrency: int = 16
-    base_url: str | None = None
-    store: Path | None = None
-    """By default OUT/bench.db. That of a student's registration, to compare the student."""
 
 
 Run = Callable[[Profiler, Sequence[dict[str, Any]]], BatchReport]
@@ -89,7 +56,7 @@ def run_bench(
     """
     taxonomy = load_taxonomy(settings.taxonomy)
     path = settings.store or Path(out) / STORE
-    _check(settings, taxonomy, path)
+    check(settings, taxonomy, path)
     sets = [
         read_evaluated(
             open_dataset(folder),
@@ -203,15 +170,13 @@ class _Bench:
             for model, lines in teacher_predictions(found.dataset).items():
                 yield Method(f"{model} (recorded)", "recorded", by_user(lines), model=model)
         for run in runs:
-            given = {"model": run.model, "run": run.run_id, "samples": settings.samples}
             if "one_sample" in chosen:
-                one = {**given, "samples": 1}
-                yield Method(
-                    f"{run.spec}, one sample", "one_sample", sample_profiles(store, run.run_id), **one
-                )
+                one = sample_profiles(store, run.run_id)
+                yield Method(f"{run.spec}, one sample", "one_sample", one, run.model, run.run_id, 1)
             if "majority" in chosen and settings.samples > 1:
                 majority = voted_profiles(store, run.run_id, "majority")
-                yield Method(f"{run.spec}, majority of {settings.samples}", "majority", majority, **given)
+                name = f"{run.spec}, majority of {settings.samples}"
+                yield Method(name, "majority", majority, run.model, run.run_id, settings.samples)
 
     def _trained(self, found: Evaluated) -> Iterator[Method]:
         models = [model for model in trained.TRAINED if model in self._settings.baselines]
@@ -285,30 +250,6 @@ def _quietly(concurrency: int) -> Run:
             run_sync(profiler.backend.aclose())
 
     return run
-
-
-def _check(settings: BenchSettings, taxonomy: Taxonomy, store: Path) -> None:
-    check_samples(settings.samples)
-    if not settings.backends:
-        raise InputError("name at least one backend")
-    for spec in settings.backends:
-        if settings.backends.count(spec) > 1:
-            raise InputError(f"the backend {spec!r} is named twice")
-        given = BackendOptions(taxonomy, base_url=settings.base_url, store=store if store.is_file() else None)
-        check_spec(spec, given)
-    if unknown := [name for name in settings.baselines if name not in BASELINES]:
-        raise InputError(f"unknown baseline {unknown[0]!r}: expected some of {', '.join(BASELINES)}, or none")
-    if not CONFIDENCE_LEVELS[0] <= settings.tau <= CONFIDENCE_LEVELS[-1]:
-        raise InputError(f"tau should be between 1 and 5, found {settings.tau:g}")
-    if settings.split not in (ALL, *SPLITS):
-        raise InputError(f"unknown split {settings.split!r}: expected {ALL}, {', '.join(SPLITS)}")
-    least = {"limit": 1, "folds": 2, "draws": 1, "concurrency": 1}
-    for name, lowest in least.items():
-        value = getattr(settings, name)
-        if value is not None and value < lowest:
-            raise InputError(f"{name} should be {lowest} or more, found {value}")
-    if set(settings.baselines) & set(trained.TRAINED):
-        trained.check_installed()
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from cp_agents.bench.results import (
     BenchResults,
     Cell,
     DatasetResult,
+    End,
     Estimate,
     Grid,
     MethodKind,
@@ -85,14 +86,11 @@ def metric_grid(found: DatasetResult, metric: str) -> Grid:
     """Methods by attributes in one metric with intervals, the average at the end. `metric` is one of `METRICS`."""
     averages = ("paper_f1_mean", "paper_f1_of_means") if metric == "paper_f1" else (metric,)
     heads = ("mean of F1s", "F1 of means") if metric == "paper_f1" else ("average",)
-    rows = [
-        Row(
-            label=m.name,
-            cells=[m.numbers[name][metric] for name in found.labelled]
-            + [m.numbers[AVERAGE][name] for name in averages],
-        )
-        for m in found.methods
-    ]
+    rows = []
+    for m in found.methods:
+        cells: list[Cell] = [m.numbers[name][metric] for name in found.labelled]
+        cells += [m.numbers[AVERAGE][name] for name in averages]
+        rows.append(Row(label=m.name, cells=cells))
     columns = [f"{name} ({n})" for name, n in found.labelled.items()] + list(heads)
     return Grid(
         title=f"{found.name}: {metric} at tau {found.tau:g}, {found.users:,} users",
@@ -149,11 +147,12 @@ def averages_grid(found: DatasetResult) -> Grid:
         for m in found.methods
     ]
     tests = len(found.methods) - 1
+    best: list[End] = ["high"] * len(names)
     return Grid(
         title=f"{found.name}: means over attributes at tau {found.tau:g}",
         columns=[*names, "macro_f1 less the reference's"],
         rows=rows,
-        best=["high"] * len(names) + [None],
+        best=[*best, None],
         notes=[
             f"reference: {found.reference}; p of a paired randomisation test over users"
             + (f", each for itself ({tests} tests)" if tests > 1 else ""),

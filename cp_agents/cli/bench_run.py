@@ -90,7 +90,8 @@ def run(
     """
     from cp_agents.bench.leaderboard import RESULTS, TABLES
     from cp_agents.bench.render import console, print_grid
-    from cp_agents.bench.run import BASELINES, BenchSettings, run_bench
+    from cp_agents.bench.run import run_bench
+    from cp_agents.bench.settings import BASELINES, BenchSettings
     from cp_agents.bench.table1 import facts, terminal_grids
     from cp_agents.errors import InputError
     from cp_agents.files import check_out, whole_file
