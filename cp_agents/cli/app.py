@@ -23,6 +23,7 @@ from cp_agents.cli import (
     probing,
     profiling,
     replaying,
+    reporting,
     reviewing,
     storing,
     students,
@@ -124,6 +125,7 @@ app.add_typer(calibrating.app, name="calibrate")
 app.add_typer(reviewing.app, name="review")
 app.command("evaluate")(evaluating.evaluate)
 app.command("compare")(comparing.compare)
+app.command("report")(reporting.report)
 app.command("thresholds")(thresholds.thresholds)
 app.command("audit")(auditing.audit)
 app.command("probe")(probing.probe)
