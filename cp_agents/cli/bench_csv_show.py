@@ -74,7 +74,7 @@ def show_report(report: Report, column_map: ColumnMap, out: Path, taxonomy: str)
     say(f"{report.table.name}: read as {report.table.described}{guessed}")
     if report.order and not column_map.date_format:
         say(f"dates: {report.order}, as the whole column says")
-    say(f"{report.rows:,} rows gave {report.users:,} users with {report.events:,} items")
+    say(f"{_many(report.rows, 'row')} gave {_many(report.users, 'user')} with {_many(report.events, 'item')}")
     for heading, counts in (("left out", report.left_out), ("taken as they are", report.doubts)):
         for reason, n in counts.most_common():
             line = f" (first on line {report.first[reason]:,})" if reason in report.first else ""
@@ -98,3 +98,7 @@ def show_report(report: Report, column_map: ColumnMap, out: Path, taxonomy: str)
     say(f"next: cp-agents profile {out / USERS} --out profiles.jsonl{option}")
     if gold:
         say(f"then: cp-agents evaluate profiles.jsonl --gold {out / GOLD}{option}")
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
