@@ -36,7 +36,7 @@ def thresholds(
     predictions: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[PRED]",
+            metavar="PRED",
             help="Profiles, as written by `profile`; or --store and --run.",
             show_default=False,
         ),

@@ -55,11 +55,15 @@ def most_wrong(answers: int, target: float) -> int:
 
 
 def promise_p(wrong: int, answered: int, target: float, ratio: float) -> float:
-    """The larger of both p-values; `ratio` = next users / labelled ones, 0 for the long run alone."""
+    """The larger of both p-values; `ratio` = next users / labelled ones, 0 for the long run alone.
+
+    As many of the next users as of the labelled ones are taken to be answered. More than a million are the long run.
+    """
     in_the_long_run = long_run_p(wrong, answered, target)
     if ratio <= 0 or not answered:
         return in_the_long_run
-    return max(in_the_long_run, next_p(wrong, answered, max(1, round(answered * ratio)), target))
+    coming = min(_MOST_ROWS, max(1, round(answered * ratio)))
+    return max(in_the_long_run, next_p(wrong, answered, coming, target))
 
 
 def walk(counts: Sequence[tuple[int, int]], target: float, delta: float, ratio: float) -> int | None:
