@@ -33,7 +33,7 @@ def audit(
     predictions: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="PRED...",
+            metavar="PRED",
             help="Profiles of one profiler a file, as written by `profile`.",
             show_default=False,
         ),
