@@ -24,7 +24,7 @@ from cp_agents.bench.prepared import Prepared
 from cp_agents.bench.rules import Rules, load_rules, value_tag
 from cp_agents.bench.splits import split_of
 from cp_agents.bench.synthpai import prepare_synthpai
-from cp_agents.cli import app
+from cp_agents.cli import app, main
 from cp_agents.errors import InputError
 from cp_agents.files import read_records
 from cp_agents.taxonomy import Taxonomy
@@ -732,7 +732,30 @@ def test_the_other_verbs(tmp_path: Path, verb: str, files: Files | None, more: l
     ran = CliRunner().invoke(app.app, ["bench", "prepare", verb, str(source), "--out", str(out), *more])
     assert ran.exit_code == 0, ran.output
     assert "licence: " in ran.output
-    assert open_dataset(out).card.users
+    profiles = tmp_path / "profiles.jsonl"
+    arguments = [
+        "profile",
+        str(out / "users.jsonl"),
+        "--out",
+        str(profiles),
+        "--store",
+        str(tmp_path / "t.db"),
+    ]
+    ran = CliRunner().invoke(app.app, [*arguments, "--backend", "lexicon", "--samples", "1"])
+    assert ran.exit_code == 0, ran.output
+    assert len(rows(profiles)) == open_dataset(out).card.users
+
+
+def test_a_mistake_ends_with_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["bench", "prepare", "blogs", str(tmp_path), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["cp-agents", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "no blogs (expected files named ID.gender.age.industry.sign.xml" in said
 
 
 def test_a_folder_that_is_there_is_not_overwritten(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ _MOST_BYTES = 4 << 30
 _MOST_RATIO = 200
 """Unpacked to packed, of files that are large: text packs to a tenth, what is made to fill a disk to a thousandth."""
 _LARGE = 16 << 20
+_LONGEST_LINE = 64 << 20
 _MOST_FILES = 200_000
 _DEPTH = 6
 """Folders below the named one that are looked into."""
@@ -77,7 +78,11 @@ class Published(NamedTuple):
     def lines(self, encoding: str = "utf-8") -> Iterator[str]:
         """Its lines without their ends; what is no text in `encoding` is read as Windows-1252, then as Latin-1."""
         with self.open() as file:
-            for number, raw in enumerate(file):
+            for number, raw in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b"")):
+                if len(raw) == _LONGEST_LINE:
+                    raise InputError(
+                        f"{self.where} line {number + 1}: longer than {_LONGEST_LINE >> 20} MiB, which no line is"
+                    )
                 yield decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw, encoding).rstrip(
                     "\r\n"
                 )
