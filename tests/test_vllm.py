@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -93,12 +94,18 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
+@contextlib.contextmanager
+def running_fake() -> Iterator[FakeServer]:
     with FakeServer() as running:
         threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield running
         running.shutdown()
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with running_fake() as running:
+        yield running
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cp_agents.runner import BatchReport, StoredRecord
     from cp_agents.taxonomy import Taxonomy
 
+_ADAPTIVE_P = 0.95
+
 
 def plan(
     in_file: o.InFile,
@@ -128,7 +130,7 @@ def profile(
     ] = None,
     adaptive_p: Annotated[
         float, typer.Option("--adaptive-p", help="For --adaptive bayes, above 0 and below 1.")
-    ] = 0.95,
+    ] = _ADAPTIVE_P,
     wave: Annotated[
         int,
         typer.Option("--wave", help="With --adaptive: fewest samples to draw at once after the first wave."),
@@ -236,6 +238,10 @@ def profile(
         raise InputError(f"--concurrency should be 1 or more, found {concurrency}")
     if batch_size < 1:
         raise InputError(f"--batch-size should be 1 or more, found {batch_size}")
+    if adaptive is None and (adaptive_p != _ADAPTIVE_P or wave != 1):
+        raise InputError(
+            "--wave and --adaptive-p say when to stop drawing: they take --adaptive exact or --adaptive bayes"
+        )
     if batch_api and adaptive is not None:
         raise InputError(
             "--adaptive draws wave by wave and --batch-api all samples at once: choose one of the two"
