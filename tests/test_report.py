@@ -28,7 +28,9 @@ from cp_agents.report import matrix
 from cp_agents.report.calls import histogram
 from cp_agents.report.excerpt import Span, excerpt
 from cp_agents.report.gather import build_report
-from cp_agents.report.model import Case, Confusion, Line, Proportion, RunReport, Segment
+from cp_agents.report.model import Confusion, RunReport
+from cp_agents.report.model_records import Case, Line, Segment
+from cp_agents.report.numbers import Proportion
 from cp_agents.report.render import render_report
 from cp_agents.report.svg import Svg
 from cp_agents.report.words import clean, escape, percent

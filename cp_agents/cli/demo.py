@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,9 +22,12 @@ def demo(
 
     from cp_agents.cli import tables
     from cp_agents.cli.tables import profile_table
-    from cp_agents.errors import InputError
-    from cp_agents.files import BadLine, check_out, read_records, write_jsonl
+    from cp_agents.errors import InputError, MissingExtraError
+    from cp_agents.files import BadLine, check_out, read_records, whole_file, write_jsonl
     from cp_agents.profiler import Profiler
+    from cp_agents.report.gather import build_report
+    from cp_agents.report.render import render_report
+    from cp_agents.stores.traces import TraceStore
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,9 +41,15 @@ def demo(
     write_jsonl(folder / "profiles.jsonl", (p.to_json() for p in profiles))
     console = tables.console()
     console.print(profile_table(profiles))
-    recorder = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: SIM115
-    recorder.print(profile_table(profiles, title="cp-agents demo"))
-    recorder.save_html(str(folder / "report.html"))
+    try:
+        with TraceStore(folder / "traces.db") as traces:
+            page = render_report(build_report(traces, report.run_id))
+    except MissingExtraError:
+        recorder = Console(record=True, width=140, file=io.StringIO())
+        recorder.print(profile_table(profiles, title="cp-agents demo"))
+        page = recorder.export_html()
+    with whole_file(folder / "report.html") as file:
+        file.write(page)
     console.print(
         f"{len(profiles)} users, {report.meter.samples + report.meter.reused} samples, {report.seconds:.1f} s."
         " Confidence is on the S/M scale: a dozen users are too few to calibrate on.\n"

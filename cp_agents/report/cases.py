@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from cp_agents.report.excerpt import Kind, Span, excerpt
-from cp_agents.report.model import Case, TagVotes
+from cp_agents.report.model_records import Case, TagVotes
 from cp_agents.report.rows import Profiled, Value, is_vote, values_of
 from cp_agents.schema import NA, Evidence, Match, Status
 from cp_agents.stores.traces import TraceStore, unpack_evidence

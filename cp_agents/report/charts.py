@@ -9,11 +9,11 @@ from cp_agents.report.model import (
     AttributeQuality,
     CallStats,
     ConfidenceShape,
-    Proportion,
     Reliability,
     TauPoint,
     VoteSplit,
 )
+from cp_agents.report.numbers import Proportion
 from cp_agents.report.svg import Frame, Svg
 from cp_agents.report.words import count, level, percent, seconds, share, title
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from cp_agents.report.model import Line, Segment
+from cp_agents.report.model_records import Line, Segment
 
 Kind = Literal["", "winner", "other"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cp_agents.report import words as w
-from cp_agents.report.model import AttributeQuality, Proportion, Quality, RunReport
+from cp_agents.report.model import AttributeQuality, Quality, RunReport
+from cp_agents.report.numbers import Proportion
 
 
 def coverage(report: RunReport) -> str:

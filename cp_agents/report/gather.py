@@ -14,7 +14,8 @@ from cp_agents.relabel import stored_run
 from cp_agents.report.calls import calls_of, errors_of
 from cp_agents.report.cases import case_of, contested, worst
 from cp_agents.report.coverage import coverage_of
-from cp_agents.report.model import ReviewQueue, RunReport, RunSummary, WaitingReview
+from cp_agents.report.model import RunReport, RunSummary
+from cp_agents.report.model_records import ReviewQueue, WaitingReview
 from cp_agents.report.quality import quality_of
 from cp_agents.report.rows import Profiled, canonical_gold, load_rows, stored_calibrator
 from cp_agents.report.shapes import shapes_of, splits_of

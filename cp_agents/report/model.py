@@ -6,49 +6,8 @@ seconds. Where there is no gold, `quality` is None and nothing else changes.
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
-
-Z = 1.959964
-"""Of a 95 % interval."""
-
-
-class Plain(BaseModel):
-    """Base of the shapes of a report."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class Proportion(Plain):
-    """`count` of `n`, with its 95 % Wilson interval; None where n is 0."""
-
-    count: int
-    n: int
-
-    @property
-    def value(self) -> float | None:
-        """The share itself."""
-        return self.count / self.n if self.n else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Wilson's, which stays inside 0..1 and is honest at small n."""
-        if not self.n:
-            return None
-        p, n = self.count / self.n, self.n
-        middle = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-        half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
-        return max(0.0, middle - half), min(1.0, middle + half)
-
-
-class Estimate(Plain):
-    """A number with its 95 % bootstrap interval over users; None where undefined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
+from cp_agents.report.model_records import Case, ReviewQueue
+from cp_agents.report.numbers import Estimate, Plain, Proportion
 
 
 class RunSummary(Plain):
@@ -277,79 +236,6 @@ class ErrorStats(Plain):
     """Answers by attribute and outcome."""
     errors: list[tuple[str, int, bool]]
     """Failed samples by type, and whether a resumed run asks again."""
-
-
-class Segment(Plain):
-    """A piece of a record's text."""
-
-    text: str
-    kind: Literal["", "winner", "other"] = ""
-    """Evidence for the tag that won, for the runner-up, or neither."""
-
-
-class Line(Plain):
-    """One line of a cue block, or how many were left out in its place."""
-
-    source: str = ""
-    """Set on the first line of a source."""
-    segments: list[Segment] = []
-    left_out: int = 0
-
-
-class TagVotes(Plain):
-    """What the samples of a question said for one tag."""
-
-    tag: str
-    votes: int
-    mean_confidence: float
-
-
-class Case(Plain):
-    """One attribute of one record, shown with its text."""
-
-    user_id: str
-    attribute: str
-    voted: str
-    tag: str
-    """What the profile says."""
-    gold: str | None
-    status: str
-    confidence: int
-    score: float
-    """S / M."""
-    share: float
-    margin: float
-    survivors: int
-    asked: int
-    runner_up: str | None
-    votes: list[TagVotes]
-    lines: list[Line]
-    invented: list[str]
-    """Quotations of the winner's evidence that are nowhere in the record."""
-
-
-class WaitingReview(Plain):
-    """One row of the review queue."""
-
-    review_id: int
-    user_id: str
-    attribute: str
-    proposed: str | None
-    confidence: int | None
-    reasons: list[str]
-
-
-class ReviewQueue(Plain):
-    """What waits for a person, and what people said."""
-
-    waiting: int
-    by_reason: dict[str, int]
-    by_attribute: dict[str, int]
-    rows: list[WaitingReview]
-    """The first of them; none without records."""
-    answered: int
-    confirmed: int
-    """Answers that left the model's tag as it was."""
 
 
 class RunReport(Plain):

@@ -21,13 +21,12 @@ from cp_agents.report.model import (
     AttributeQuality,
     Averages,
     Confusion,
-    Estimate,
-    Proportion,
     Quality,
     Reliability,
     ReliabilityBin,
     TauPoint,
 )
+from cp_agents.report.numbers import Estimate, Proportion
 from cp_agents.report.rows import Profiled, votes_for_tags
 from cp_agents.schema import CONFIDENCE_LEVELS, NA
 from cp_agents.taxonomy import Taxonomy

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 
-from cp_agents.report.model import Estimate, Proportion
+from cp_agents.report.numbers import Estimate, Proportion
 
 DASH = "–"
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]")
@@ -107,7 +108,10 @@ def dollars(value: float | None) -> str:
         return "unknown"
     if value == 0:
         return "$0"
-    return f"${value:,.2f}" if value >= 1 else f"${value:.2g}"
+    if value >= 1:
+        return f"${value:,.2f}"
+    digits = 1 - math.floor(math.log10(value))  # two that count
+    return f"${value:.{digits}f}"
 
 
 def level(value: float) -> str:
