@@ -26,6 +26,7 @@ from cp_agents.evaluation.simulator import (
     simulated_taxonomy,
 )
 from cp_agents.evaluation.statistics import Difference
+from cp_agents.taxonomy import load_taxonomy
 from cp_agents.voting import METHODS
 
 JUDGED = "true_recall"
@@ -76,6 +77,18 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     assert np.array_equal(one.ballots.confidence, same.ballots.confidence)
     assert one.gold == same.gold
     assert not np.array_equal(one.ballots.tags, other.ballots.tags)
+
+
+def test_it_draws_the_first_attribute_of_any_taxonomy() -> None:
+    taxonomy = load_taxonomy("profilebench")
+    assert len(taxonomy.names) == 6  # the copy that is drawn from has one all the same
+    drawn = simulate(Sampler(skill=0.9), users=300, taxonomy=taxonomy, prior={"Female": 3, "Male": 1})
+    assert drawn.taxonomy.names == ("gender",)
+    assert sum(truth["gender"] == "Female" for truth in drawn.gold.values()) / 300 == pytest.approx(
+        0.75, abs=0.08
+    )
+    numbers, _ = compare_votes(drawn, draws=10)
+    assert numbers["majority"][JUDGED] > 0.95
 
 
 def test_skill_and_pull_by_class() -> None:

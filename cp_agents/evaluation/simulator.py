@@ -93,7 +93,7 @@ def simulate(
     `InputError` for a tag that the attribute lacks, or shares of wrong answers that are no shares.
     """
     taxonomy = taxonomy or simulated_taxonomy()
-    taxonomy = taxonomy.model_copy(update={"attributes": taxonomy.attributes[:1]})
+    taxonomy = Taxonomy(name=taxonomy.name, attributes=taxonomy.attributes[:1])
     attribute = taxonomy.attributes[0]
     na = attribute.codes[NA]
     _check(sampler, prior, attribute, users, samples)
