@@ -402,7 +402,7 @@ def test_atus_names_come_from_the_lexicon_where_it_is_there(tmp_path: Path) -> N
     source = lay(tmp_path / "in", ATUS | {"lexiconwex0319.csv": lexicon})
     users, _ = written(prepare_atus([source]), tmp_path / "out")
     assert users["20030100013280"]["diary"] == [["Sleep as coded", 600], ["Running (other)", 60]]
-    assert users["20030100013344"]["diary"] == [["Eating and drinking", 1430]]  # not in it: our own words
+    assert users["20030100013344"]["diary"] == [["Eating and drinking", 1430]]  # not in it: our short name
     assert any("lexiconwex0319.csv" in note for note in open_dataset(tmp_path / "out").card.notes)
     with pytest.raises(InputError, match="1 activity codes, expected a lexicon of several hundred"):
         prepare_atus([lay(tmp_path / "in", {"lexiconwex0319.csv": "010101,Sleeping\n"})])
@@ -425,7 +425,7 @@ def test_atus_of_the_r_package(tmp_path: Path) -> None:
         },
     )
     users, gold = written(prepare_atus([source]), tmp_path / "out")
-    assert users["20120101120001"]["diary"] == [["Sleeping", 960], ["Working, main job", 480]]
+    assert users["20120101120001"]["diary"] == [["Sleeping", 960], ["Work, main job", 480]]
     assert gold["20120101120001"]["truth"] == {
         "gender": "Female", "age": "24-30", "industry": "Government and Public Institutions",
         "occupation": "Clerical Staff", "education_level": "Postgraduate or Above", "life_stage": "In Relationship",

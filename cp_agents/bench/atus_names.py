@@ -40,7 +40,7 @@ def activity_names(files: Sequence[Published]) -> ActivityNames:
     names: dict[str, str] = yaml.safe_load(own.read_text(encoding="utf-8"))
     found = matching(files, _LEXICON)
     if not found:
-        return ActivityNames(names, "cp-agents' own words for the codes")
+        return ActivityNames(names, "cp-agents' short names of the codes")
     lexicon = read_lexicon(found[0])
     return ActivityNames(names | lexicon, f"the survey's coding lexicon, {found[0].name}")
 
