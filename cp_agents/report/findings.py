@@ -76,8 +76,8 @@ def calibration(report: RunReport) -> str:
     done = [shape for shape in report.shapes if shape.calibrated]
     if not done:
         return (
-            "No calibrator spoke: confidence is S/M rounded to 1..5. Without calibration most votes tend to crowd in a"
-            " level or two; `calibrate fit` spreads them by rank, given at least 20 votes an attribute."
+            "No calibrator spoke: confidence is S/M rounded to 1..5, and votes tend to crowd in a level or two."
+            " A calibrator spreads them by rank; it is fitted where an attribute has at least 20 votes for a tag."
         )
     before = _largest(shape.rounded for shape in done)
     after = _largest(shape.after for shape in done)
@@ -172,7 +172,7 @@ def review(report: RunReport) -> str:
     if not queue.waiting and not queue.answered:
         if report.run.review_rules:
             return "No attribute waits for a person."
-        return "No review rule was on, so nothing waits for a person: see `profile --review`."
+        return "No review rule was on, so nothing waits for a person; cp-agents profile --review sets them."
     text = f"{w.count(queue.waiting)} attributes wait for a person, {w.count(queue.answered)} were answered"
     if queue.answered:
         text += f"; {w.count(queue.confirmed)} of those answers left the model's tag as it was"
