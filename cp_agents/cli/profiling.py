@@ -1,98 +1,27 @@
-"""`plan` and `profile`."""
+"""`profile`."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cp_agents.cli import options as o
+from cp_agents.cli.planning import plan
+from cp_agents.cli.reading import records_of_run, report_bad_lines, run_name, stored_source, taxonomy_of_run
+from cp_agents.cli.running import run_live
 from cp_agents.errors import BackendError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cp_agents.files import BadLine
-    from cp_agents.profiler import Profiler
     from cp_agents.routing import ReviewPolicy
-    from cp_agents.runner import BatchReport, StoredRecord
+    from cp_agents.runner import StoredRecord
     from cp_agents.taxonomy import Taxonomy
 
+__all__ = ["parse_review", "plan", "profile", "report_bad_lines", "run_live"]
+
 _ADAPTIVE_P = 0.95
-
-
-def plan(
-    in_file: o.InFile,
-    backend: o.Backend = "lexicon",
-    base_url: o.BaseUrl = None,
-    store: o.Store = o.DEFAULT_STORE,
-    samples: o.Samples = 10,
-    taxonomy: o.Taxonomy = "profilebench",
-    language: o.OwnLanguage = None,
-    token_budget: o.TokenBudget = 3000,
-    max_tokens: o.MaxTokens = 1200,
-    prices: o.PricesFile = None,
-    price_prompt: o.PricePrompt = None,
-    price_cached: o.PriceCached = None,
-    price_completion: o.PriceCompletion = None,
-    show: Annotated[int, typer.Option("--show", help="Which record's prompt to show, counted from 1.")] = 1,
-) -> None:
-    """Preview prompts, tokens and cost; no call is made. Python: `cp_agents.plan.plan_run`."""
-    from rich.console import Console
-
-    from cp_agents.backends.registry import BackendOptions
-    from cp_agents.backends.student import language_of
-    from cp_agents.files import BadLine, read_records
-    from cp_agents.plan import check_spec, plan_run
-    from cp_agents.prices import find_prices, prices_for
-    from cp_agents.profiler import check_samples
-    from cp_agents.prompts.render import load_prompt
-    from cp_agents.taxonomy import load_taxonomy
-
-    check_samples(samples)
-    if max_tokens < 16:
-        raise InputError(f"--max-tokens should be 16 or more, found {max_tokens}")
-    if token_budget < 64:
-        raise InputError(f"--token-budget should be 64 or more, found {token_budget}")
-    lines = list(read_records(in_file))
-    records = [line for line in lines if not isinstance(line, BadLine)]
-    bad = [line for line in lines if isinstance(line, BadLine)]
-    chosen = load_taxonomy(taxonomy)
-    check_spec(backend, BackendOptions(chosen, base_url=base_url, store=store))
-    prompt = load_prompt(chosen, language_of(backend, store) if language is None else language)
-    if records and not 1 <= show <= len(records):
-        raise InputError(f"--show should be between 1 and {len(records)}, found {show}")
-    given = o.prices(price_prompt, price_cached, price_completion)
-    priced = prices_for(backend, given, find_prices(prices))
-    found = plan_run(
-        records, prompt, chosen, samples=samples, token_budget=token_budget, max_tokens=max_tokens, prices=priced
-    )  # fmt: skip
-    console = Console(highlight=False, soft_wrap=True)
-    if records:
-        for message in prompt.messages(found.cues[show - 1].text):
-            console.rule(message.role)
-            console.print(message.content, markup=False)
-        console.rule()
-    console.print(
-        f"{len(records):,} records x {samples} samples on {backend}, prompt {prompt.version} ({prompt.language})\n"
-        f"prompt: {found.prompt_tokens:,} tokens a request on average, the same {found.shared_tokens:,} first in each\n"
-        f"in all, with one request a sample: {found.total_prompt:,} prompt and about {found.total_completion:,}"
-        f" completion tokens (at most {found.most_completion:,})\n"
-        f"with one request a record (n honoured): {found.total_prompt_n:,} prompt tokens\n"
-        "token counts are estimates from the text's length; no call was made",
-        markup=False,
-    )
-    if found.dropped:
-        console.print(
-            "left out of the cues: " + ", ".join(f"{k} {v:,}" for k, v in sorted(found.dropped.items()))
-        )
-    if found.cost_usd is not None:
-        console.print(f"cost: about ${found.cost_usd:,.2f} (${found.cost_n_usd:,.2f} where n is honoured)")
-    if priced is not None and priced.cached is not None:
-        console.print(f"where a prefix cache serves all that was sent before: ${found.cost_cached_usd:,.2f}")
-    report_bad_lines(bad)
 
 
 def profile(
@@ -287,7 +216,9 @@ def profile(
         try:
             if batch_api:
                 batch_prices = prices_for(backend, given, listed, batch=True)
-                report = run_live(profiler, records, by_batches=True, prices=batch_prices, batch_size=batch_size)
+                report = run_live(
+                    profiler, records, by_batches=True, prices=batch_prices, batch_size=batch_size
+                )
             else:
                 report = run_live(profiler, records, concurrency=concurrency, fanout=fanout)
         except BackendError as error:
@@ -319,104 +250,6 @@ def profile(
             raise typer.Exit(1)
         if report.failed:
             raise typer.Exit(1)
-
-
-def stored_source(in_file: Path) -> str | None:
-    """The run that `run:NAME` in place of a file names; None for a file."""
-    kind, given, run = str(in_file).partition(":")
-    return run if kind == "run" and given and not in_file.exists() else None
-
-
-def records_of_run(store: Path, run: str) -> list[StoredRecord]:
-    """The records of a stored run, to be profiled again. Raises `StoreError` where there is no such run."""
-    from cp_agents.runner import stored_records
-    from cp_agents.stores.traces import TraceStore
-
-    with TraceStore(store, must_exist=True) as traces:
-        return stored_records(traces, traces.run(run or None)["run_id"])
-
-
-def taxonomy_of_run(store: Path, run: str) -> Taxonomy:
-    """The taxonomy that a stored run was made with."""
-    from cp_agents.relabel import stored_run
-    from cp_agents.stores.traces import TraceStore
-
-    with TraceStore(store, must_exist=True) as traces:
-        return stored_run(traces, run or None)[1]
-
-
-def run_name(in_file: Path, backend: str) -> str:
-    """The made-up name of a run: the same for the same file and kind of backend, so that it is found again."""
-    import hashlib
-
-    if (source := stored_source(in_file)) is not None:
-        return f"{source}-{backend.partition(':')[0]}"
-    place = hashlib.sha256(str(in_file.resolve()).encode()).hexdigest()[:4]
-    return f"{in_file.stem}-{backend.partition(':')[0]}-{place}"
-
-
-def run_live(
-    profiler: Profiler,
-    records: Sequence[dict[str, Any] | StoredRecord],
-    *,
-    by_batches: bool = False,
-    **options: Any,
-) -> BatchReport:
-    """Run the batch with a progress line; the first Ctrl-C drains, the second one stops at once."""
-    import asyncio
-    import contextlib
-    import signal
-
-    from cp_agents.cli.tables import progress
-    from cp_agents.runner import Stop, run_batch
-
-    stop = Stop()
-    leaving = "waiting for the records in flight (Ctrl-C again to drop them)"
-    go_through = run_batch
-    if by_batches:
-        from cp_agents.batch_run import run_by_batches
-
-        leaving = "what was submitted goes on at the endpoint"
-        go_through = partial(run_by_batches, say=partial(typer.echo, err=True))
-
-    async def go() -> BatchReport:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-
-        def interrupted() -> None:
-            if stop.requested:
-                task.cancel()
-            else:
-                typer.echo(f"\nstopping: {leaving}", err=True)
-                stop()
-
-        # Windows has no signal handlers on a loop: Ctrl-C stops at once there, and what has landed is kept.
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(signal.SIGINT, interrupted)
-        with progress(len(records)) as on_record:
-            try:
-                return await go_through(
-                    profiler.context, records, calibrator=profiler.calibrator or "fit", stop=stop,
-                    on_record=on_record, **options,
-                )  # fmt: skip
-            finally:
-                await profiler.backend.aclose()
-
-    try:
-        return asyncio.run(go())
-    except asyncio.CancelledError:
-        raise typer.Exit(130) from None
-
-
-def report_bad_lines(bad: list[BadLine]) -> None:
-    """One sentence a line on stderr, then exit code 2; nothing where there are none."""
-    for line in bad[:20]:
-        typer.echo(f"error: {line.message}", err=True)
-    if len(bad) > 20:
-        typer.echo(f"error: and {len(bad) - 20} more lines", err=True)
-    if bad:
-        raise typer.Exit(2)
 
 
 def parse_review(words: list[str]) -> ReviewPolicy:
