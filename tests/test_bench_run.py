@@ -19,7 +19,7 @@ from cp_agents.bench.evaluated import read_evaluated
 from cp_agents.bench.leaderboard import leaderboards, load_results
 from cp_agents.bench.render import markdown_table, print_grid, terminal_cell
 from cp_agents.bench.results import BenchResults, DatasetResult, Estimate, Grid, Row
-from cp_agents.bench.run import BenchRun, run_bench
+from cp_agents.bench.run import BenchRun, run_bench, titles
 from cp_agents.bench.settings import BenchSettings
 from cp_agents.bench.splits import split_of
 from cp_agents.bench.table1 import METRICS, averages_grid, metric_grid, paper_grid
@@ -28,6 +28,7 @@ from cp_agents.evaluation.metrics import evaluate
 from cp_agents.relabel import replay
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import load_taxonomy
+from cp_agents.wire import WireAnswer, write_answer
 from tests.loopback import LoopbackConfig, running_server
 from tests.test_cli import run
 
@@ -168,6 +169,33 @@ def test_an_endpoint_is_asked_for_each_sample_once(tmp_path: Path) -> None:
         "lexicon, weighted vote of 4",
     ]  # fmt: skip
     assert both.results.datasets[1].reference == "openai:loopback, weighted vote of 4"
+
+
+def test_recorded_answers_are_called_by_their_file(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "a", 3)
+    answers = [{"user_id": "u1", "samples": [{"text": answer_text()}, {"text": "no answer"}]}]
+    write_rows(tmp_path / "old.jsonl", answers)
+    given = BenchSettings((f"replay:{tmp_path}/old.jsonl", "openai:a/b"), samples=2)
+    assert list(titles(given.backends).values()) == ["replay:old.jsonl", "openai:a/b"]
+    alike = (f"replay:{tmp_path}/old.jsonl", f"replay:{tmp_path}/a/../old.jsonl")
+    assert tuple(titles(alike).values()) == alike
+    found = run_bench(
+        [folder], tmp_path / "out", given._replace(backends=given.backends[:1], baselines=CHEAP, draws=20)
+    )
+    dataset = only(found)
+    assert dataset.reference == "replay:old.jsonl, weighted vote of 2"
+    assert dataset.notes == ["replay:old.jsonl: of 6 samples not wholly usable: malformed 1, not_recorded 4"]
+    coverage = {method.kind: method.numbers["gender"]["coverage"].value for method in dataset.methods}
+    # one usable answer of two is too few for a vote; alone it is an answer
+    assert coverage == {"constant": 1.0, "one_sample": pytest.approx(1 / 3), "majority": 0.0, "backend": 0.0}
+    assert str(tmp_path) not in found.results.model_dump_json()
+
+
+def answer_text() -> str:
+    """A usable answer in the wire format."""
+    return write_answer(
+        [WireAnswer(name, "Male" if name == "gender" else "NA", 4, "") for name in PROFILEBENCH.names]
+    )
 
 
 def test_a_dead_endpoint_says_that_the_same_command_goes_on(tmp_path: Path) -> None:

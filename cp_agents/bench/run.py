@@ -82,7 +82,7 @@ def run_bench(
     results = BenchResults(
         version=__version__,
         taxonomy=taxonomy.name,
-        backends=list(settings.backends),
+        backends=list(titles(settings.backends).values()),
         samples=settings.samples,
         seed=settings.seed,
         draws=settings.draws,
@@ -92,7 +92,7 @@ def run_bench(
 
 
 class _Profiled(NamedTuple):
-    spec: str
+    title: str
     run_id: str
     model: str
     failed: int
@@ -105,6 +105,7 @@ class _Bench:
         self, settings: BenchSettings, taxonomy: Taxonomy, run: Run, say: Callable[[str], None]
     ) -> None:
         self._settings, self._taxonomy, self._run, self._say = settings, taxonomy, run, say
+        self._titles = titles(settings.backends)
         self.asked = 0
 
     def profiled(self, found: Evaluated, spec: str, store: TraceStore) -> _Profiled:
@@ -128,7 +129,9 @@ class _Bench:
                 error.error_type,
             ) from None
         self.asked += report.meter.samples
-        return _Profiled(spec, profiler.run_id, profiler.backend.identity.model, len(report.failed))
+        return _Profiled(
+            self._titles[spec], profiler.run_id, profiler.backend.identity.model, len(report.failed)
+        )
 
     def compared(self, found: Evaluated, runs: Sequence[_Profiled], store: TraceStore) -> DatasetResult:
         """One data set's table."""
@@ -172,10 +175,10 @@ class _Bench:
         for run in runs:
             if "one_sample" in chosen:
                 one = sample_profiles(store, run.run_id)
-                yield Method(f"{run.spec}, one sample", "one_sample", one, run.model, run.run_id, 1)
+                yield Method(f"{run.title}, one sample", "one_sample", one, run.model, run.run_id, 1)
             if "majority" in chosen and settings.samples > 1:
                 majority = voted_profiles(store, run.run_id, "majority")
-                name = f"{run.spec}, majority of {settings.samples}"
+                name = f"{run.title}, majority of {settings.samples}"
                 yield Method(name, "majority", majority, run.model, run.run_id, settings.samples)
 
     def _trained(self, found: Evaluated) -> Iterator[Method]:
@@ -202,26 +205,38 @@ def run_name(found: Evaluated, spec: str) -> str:
     return f"{name}-{spec.partition(':')[0]}-{digest(found.users_key, spec)[:6]}"
 
 
+def titles(specs: Sequence[str]) -> dict[str, str]:
+    """What backends are called in tables: files by their names alone, unless two would be called alike."""
+    short = {spec: _title(spec) for spec in specs}
+    return short if len(set(short.values())) == len(short) else {spec: spec for spec in specs}
+
+
+def _title(spec: str) -> str:
+    kind, _, rest = spec.partition(":")
+    place, mark, run = rest.partition("#")
+    return f"{kind}:{Path(place).name}{mark}{run}" if place and Path(place).exists() else spec
+
+
 def _voted(run: _Profiled, samples: int, found: Evaluated, store: TraceStore) -> Method:
     profiles = {p.user_id: p.to_json()["profile"] for p in profiles_in_order(store, run.run_id, found.users)}
     how = f"weighted vote of {samples}" if samples > 1 else "one sample, calibrated"
-    return Method(f"{run.spec}, {how}", "backend", profiles, run.model, run.run_id, samples)
+    return Method(f"{run.title}, {how}", "backend", profiles, run.model, run.run_id, samples)
 
 
 def _notes(run: _Profiled, store: TraceStore) -> Iterator[str]:
     if run.failed:
-        yield f"{run.spec}: {run.failed:,} users could not be profiled and count as unanswered"
+        yield f"{run.title}: {run.failed:,} users could not be profiled and count as unanswered"
     outcomes = dict(
         store.rows(
-            "select s.outcome, count(*) from records r join samples s using (record_id) where r.run_id = ?"
-            " group by s.outcome order by s.outcome",
+            "select coalesce(s.error_type, s.outcome) as what, count(*) from records r join samples s using (record_id)"
+            " where r.run_id = ? group by what order by what",
             (run.run_id,),
         )
     )
     lost = {name: n for name, n in outcomes.items() if name != Outcome.OK}
     if lost:
         which = ", ".join(f"{name} {n:,}" for name, n in lost.items())
-        yield f"{run.spec}: of {sum(outcomes.values()):,} samples not wholly usable: {which}"
+        yield f"{run.title}: of {sum(outcomes.values()):,} samples not wholly usable: {which}"
 
 
 @contextmanager

@@ -179,13 +179,18 @@ def file_grids(found: DatasetResult) -> list[Grid]:
 
 def facts(results: BenchResults, found: DatasetResult) -> list[str]:
     """What a reader has to know of one data set's tables."""
-    how = (
-        f"cross-validated over {found.folds} folds by hash of the user id"
-        if found.folds
-        else "from the users of the other splits"
-    )
-    given = f"gold field {found.truth_field}, split {found.split}, data {found.data}, M={results.samples}"
-    return [given, f"(labels): has learned from gold; trained models {how}", *found.notes]
+    lines = [
+        f"gold field {found.truth_field}, split {found.split}, data {found.data}, M={results.samples}",
+        "(labels): has learned from gold",
+    ]
+    if any(method.kind == "trained" for method in found.methods):
+        how = (
+            f"cross-validated over {found.folds} folds by hash of the user id"
+            if found.folds
+            else "on the users of the other splits"
+        )
+        lines[1] += f"; trained models {how}"
+    return lines + found.notes
 
 
 def _bare(cell: Cell) -> Cell:

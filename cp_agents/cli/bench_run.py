@@ -172,7 +172,7 @@ def check_metric(metric: str) -> None:
 
 def _profile(profiler: Profiler, records: Sequence[dict[str, Any]], *, concurrency: int) -> BatchReport:
     """With a progress line; the first Ctrl-C drains and ends the command, and the next call goes on from there."""
-    from cp_agents.cli.profiling import run_live
+    from cp_agents.cli.running import run_live
 
     report = run_live(profiler, records, concurrency=concurrency)
     if report.stopped:
