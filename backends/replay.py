@@ -1,8 +1,9 @@
 """`replay:PATH`: recorded answers instead of a model.
 
 PATH is a trace store (its newest run, or `PATH#RUN`), or a JSONL with one line a user:
-`{"user_id", "samples": [{"text", "finish_reason", "sampler"}, ...], "usage"}`; a sample names its sampler where several
-models were recorded. What was not recorded is a typed failure, never a made-up answer.
+`{"user_id", "samples": [{"text", "finish_reason", "sampler", "probabilities"}, ...], "usage"}`; a sample names its
+sampler where several models were recorded, and what the model gave its tags (`{attribute: [tag, p]}`) where that is
+known. What was not recorded is a typed failure, never a made-up answer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.backends.registry import BackendOptions
 from cp_agents.errors import ErrorType, InputError
 from cp_agents.files import parse_line, raw_lines
-from cp_agents.schema import Completion, Usage, read_user_id
+from cp_agents.schema import Completion, TagProbability, Usage, read_user_id
 
 Recording = dict[str, dict[int, Completion]]
 
@@ -101,20 +102,21 @@ def _from_jsonl(path: Path) -> tuple[Recording, str]:
             user_id = read_user_id(row.get("user_id"))
             if user_id in recording:
                 raise InputError(f"user {user_id!r} has a line before it already")
-            texts = [_answer(sample, i, f"replay:{path.name}") for i, sample in enumerate(row["samples"], 1)]
-            usage = _shared_usage(row.get("usage"), len(texts))
+            answers = [_answer(sample, i, f"replay:{path.name}") for i, sample in enumerate(row["samples"])]
+            usage = _shared_usage(row.get("usage"), len(answers))
         except InputError as error:
             raise InputError(f"{path} line {number}: {error}") from None
         recording[user_id] = {
-            i: Completion(index=i, text=text, finish_reason=finish, sampler=sampler, usage=usage[i])
-            for i, (text, finish, sampler) in enumerate(texts)
+            answer.index: answer.model_copy(update={"usage": used})
+            for answer, used in zip(answers, usage, strict=True)
         }
     if not recording:
         raise InputError(f"{path} holds no recorded answers")
     return recording, digest.hexdigest()[:12]
 
 
-def _answer(sample: object, number: int, unnamed: str) -> tuple[str, str | None, str]:
+def _answer(sample: object, index: int, unnamed: str) -> Completion:
+    number = index + 1
     if not isinstance(sample, dict) or not isinstance(sample.get("text"), str):
         raise InputError(f'sample {number} should be an object with a "text"')
     finish = sample.get("finish_reason")
@@ -123,7 +125,25 @@ def _answer(sample: object, number: int, unnamed: str) -> tuple[str, str | None,
     sampler = sample.get("sampler")
     if sampler is not None and (not isinstance(sampler, str) or not sampler.strip()):
         raise InputError(f'the "sampler" of sample {number} should be the name of a model')
-    return sample["text"], finish, sampler or unnamed
+    given = sample.get("probabilities") or {}
+    if not isinstance(given, dict) or not all(map(_is_tag_probability, given.values())):
+        raise InputError(
+            f'the "probabilities" of sample {number} should be {{attribute: [tag, p]}} with p above 0 and at most 1'
+        )
+    return Completion(
+        index=index,
+        text=sample["text"],
+        finish_reason=finish,
+        sampler=sampler or unnamed,
+        probabilities={name: TagProbability(tag, float(p)) for name, (tag, p) in given.items()},
+    )
+
+
+def _is_tag_probability(value: object) -> bool:
+    match value:
+        case [str(), int() | float() as p] if not isinstance(p, bool):
+            return 0 < p <= 1
+    return False
 
 
 def _tokens(total: dict[str, Any], name: str) -> int:
