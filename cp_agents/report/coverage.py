@@ -19,6 +19,8 @@ _FATE_OF = {
 }
 _BEST_FIRST = (Match.EXACT, Match.NORMALISED, Match.FUZZY, Match.UNGROUNDED)
 NO_EVIDENCE = "none"
+MOST_VALUES = 15
+OTHER_VALUES = "(other values)"
 
 
 def coverage_of(
@@ -26,9 +28,15 @@ def coverage_of(
     taxonomy: Taxonomy,
     tau: Mapping[str, float],
     gold: Mapping[str, Mapping[str, str]] | None,
+    most_values: int = MOST_VALUES,
 ) -> list[AttributeCoverage]:
-    """One row an attribute, in taxonomy order. `gold` is canonical and of the run's users."""
-    return [_of_attribute(a, rows, tau.get(a.name, DEFAULT_TAU), gold) for a in taxonomy.attributes]
+    """One row an attribute, in taxonomy order. `gold` is canonical and of the run's users.
+
+    Of an open attribute the `most_values` most frequent values are named and the others counted together.
+    """
+    return [
+        _of_attribute(a, rows, tau.get(a.name, DEFAULT_TAU), gold, most_values) for a in taxonomy.attributes
+    ]
 
 
 def fate_of(value: Value) -> str:
@@ -49,6 +57,7 @@ def _of_attribute(
     rows: Sequence[Profiled],
     tau: float,
     gold: Mapping[str, Mapping[str, str]] | None,
+    most_values: int,
 ) -> AttributeCoverage:
     fates, said, evidence = Counter[str](), Counter[str](), Counter[str]()
     n = 0
@@ -63,11 +72,14 @@ def _of_attribute(
     if gold is not None and any(attribute.name in truth for truth in gold.values()):
         true = Counter(truth.get(attribute.name, NA) for truth in gold.values())
         del true[NA]
-    tags = [
-        TagCount(tag=tag, said=said[tag], gold=None if true is None else true[tag])
-        for tag in attribute.names
-        if tag != NA
-    ]
+    if not attribute.tags:  # open: values are free text
+        tags = _open_values(said, most_values)
+    else:
+        tags = [
+            TagCount(tag=tag, said=said[tag], gold=None if true is None else true[tag])
+            for tag in attribute.names
+            if tag != NA
+        ]
     return AttributeCoverage(
         attribute=attribute.name,
         tau=tau,
@@ -77,3 +89,11 @@ def _of_attribute(
         gold_n=None if true is None else true.total(),
         evidence={kind: evidence[kind] for kind in (*(m.value for m in _BEST_FIRST), NO_EVIDENCE)},
     )
+
+
+def _open_values(said: Counter[str], most: int) -> list[TagCount]:
+    """The most frequent values of an open attribute, and how many records have another."""
+    shown = said.most_common(most)
+    rest = said.total() - sum(count for _, count in shown)
+    counts = [*shown, (OTHER_VALUES, rest)] if rest else shown
+    return [TagCount(tag=value, said=count, gold=None) for value, count in counts]

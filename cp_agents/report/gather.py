@@ -13,7 +13,7 @@ from cp_agents.evaluation.loading import Gold
 from cp_agents.relabel import stored_run
 from cp_agents.report.calls import calls_of, errors_of
 from cp_agents.report.cases import case_of, contested, worst
-from cp_agents.report.coverage import coverage_of
+from cp_agents.report.coverage import MOST_VALUES, coverage_of
 from cp_agents.report.model import RunReport, RunSummary
 from cp_agents.report.model_records import ReviewQueue, WaitingReview
 from cp_agents.report.quality import quality_of
@@ -62,9 +62,11 @@ def build_report(
     if gold is not None:
         if not users & gold.keys():
             raise InputError(f"run {run_id} and the gold have no user in common: nothing can be compared")
-        if not any(name in chosen for user in users & gold.keys() for name in gold[user]):
+        judged = [a.name for a in chosen.attributes if a.tags]
+        if not any(name in judged for user in users & gold.keys() for name in gold[user]):
             raise InputError(
-                f"gold speaks of no attribute of the taxonomy {chosen.name} ({', '.join(chosen.names)})"
+                f"gold speaks of no attribute of the taxonomy {chosen.name} that has tags"
+                f" ({', '.join(judged) or 'all are open'})"
             )
         truth = canonical_gold(gold, chosen)
     known = {user: tags for user, tags in (truth or {}).items() if user in users}
@@ -76,7 +78,14 @@ def build_report(
         version=__version__,
         store=Path(store.path).name,
         run=_summary(store, row, own, settings, rows, len(users)),
-        coverage=coverage_of(rows, chosen, settings.tau, None if truth is None else known),
+        coverage=coverage_of(
+            rows,
+            chosen,
+            settings.tau,
+            None if truth is None else known,
+            # What a model wrote freely may say who somebody is.
+            MOST_VALUES if records else 0,
+        ),
         quality=quality,
         shapes=shapes_of(rows, chosen, calibrator),
         splits=splits_of(rows, chosen, known),

@@ -56,11 +56,15 @@ def votes_for_tags(rows: Sequence[Profiled], attribute: str) -> Iterator[tuple[P
 
 
 def canonical_gold(gold: Mapping[str, Mapping[str, str]], taxonomy: Taxonomy) -> dict[str, dict[str, str]]:
-    """Gold with the taxonomy's own names for its tags; what is not in the closed set stays as it is."""
+    """Gold with the taxonomy's own names for its tags; what is not in the closed set stays as it is.
+
+    Open attributes are left out: whether a free text is right is not for a comparison of letters to say.
+    """
     return {
         user: {
             name: (taxonomy[name].match_tag(tag) or tag) if name in taxonomy else tag
             for name, tag in truth.items()
+            if name not in taxonomy or taxonomy[name].tags
         }
         for user, truth in gold.items()
     }
