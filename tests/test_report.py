@@ -533,12 +533,32 @@ def test_a_tiny_run_with_odd_tags_and_ids(tmp_path: Path) -> None:
     assert all(ElementTree.fromstring(figure).tag == "svg" for figure in figures)
 
 
+def test_open_attributes_show_their_values_and_are_not_judged(tmp_path: Path) -> None:
+    mixed = Taxonomy(
+        name="mixed",
+        attributes=[PETS["pet"], Attribute(name="home", open=True, tags=[])],
+    )
+    texts = [answer(home="a small flat"), answer(home="small flat"), answer(home="farm by the sea")]
+    backend = ScriptedBackend(lambda i: texts[i % 3])
+    with TraceStore(tmp_path / "t.db") as store:
+        Profiler(backend=backend, store=store, samples=3, taxonomy=mixed).profile_many([RECORD])
+        gold: Gold = {"u1": {"pet": "Cat", "home": "house"}}
+        found = build_report(store, gold=gold)
+        bare = render_report(build_report(store, gold=gold, records=False))
+    assert found.quality is not None
+    assert [a.attribute for a in found.quality.attributes] == ["pet"]
+    assert found.coverage[1].said.count == 1
+    assert "flat" in found.coverage[1].tags[0].tag
+    assert "flat" in render_report(found)
+    assert "flat" not in bare
+
+
 def test_what_cannot_be_reported_is_said_in_a_sentence(tmp_path: Path, store: TraceStore) -> None:
     with pytest.raises(StoreError, match="no run 'second'"):
         build_report(store, "second")
     with pytest.raises(InputError, match="no user in common"):
         build_report(store, gold={"nobody": {"gender": "Male"}})
-    with pytest.raises(InputError, match="no attribute of the taxonomy"):
+    with pytest.raises(InputError, match="no attribute of the taxonomy profilebench that has tags"):
         build_report(store, gold={"user-001": {"shoe_size": "42"}})
     with pytest.raises(InputError, match="'Horse' is not a tag of 'gender'"):
         build_report(store, gold={"user-001": {"gender": "Horse"}})
