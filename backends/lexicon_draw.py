@@ -38,7 +38,7 @@ def answer(
     """
     settings = lexicon.settings
     counts, luck = _resample(reading, len(lexicon.slices), seeds, temperature > 0)
-    raw = counts @ np.array(reading.rows).reshape(-1, len(lexicon.prior))
+    raw = counts @ np.array(reading.rows).reshape(len(reading.rows), len(lexicon.prior))
     direct = np.sign(raw) * settings.damping * np.log1p(np.abs(raw) / settings.damping) + reading.reported
     lift = _posterior(lexicon, lexicon.prior + direct) - _posterior(lexicon, lexicon.prior[None, :])
     evidence = direct + lift @ lexicon.implies
@@ -49,6 +49,10 @@ def answer(
     )
     answers: list[list[WireAnswer]] = [[] for _ in seeds]
     for a, (name, part) in enumerate(lexicon.slices.items()):
+        if lexicon.taxonomy[name].open:  # it knows tags by their phrases, and here there are none
+            for said in answers:
+                said.append(WireAnswer(name, NA, 1, ""))
+            continue
         of_tags = evidence[:, part]
         span = np.maximum(of_tags.max(axis=1), 0) - np.minimum(of_tags.min(axis=1), 0)
         if temperature > 0:
@@ -92,6 +96,8 @@ def _posterior(lexicon: Lexicon, score: Floats) -> Floats:
     """Softmax per attribute, (samples, columns)."""
     q = np.empty_like(score)
     for part in lexicon.slices.values():
+        if part.start == part.stop:  # an open attribute
+            continue
         e = np.exp(score[:, part] - score[:, part].max(axis=1, keepdims=True))
         q[:, part] = e / e.sum(axis=1, keepdims=True)
     return q

@@ -107,6 +107,8 @@ def _self_report(
         name, _, value = line.text.partition(": ")
         is_claim = False
         for rank, attribute in lexicon.fields.get(fold(name), ()):
+            if lexicon.taxonomy[attribute].open:
+                continue
             tag = lexicon.taxonomy[attribute].match_value(value)
             if tag is not None and tag != NA:
                 column = lexicon.slices[attribute].start + lexicon.taxonomy[attribute].names.index(tag)

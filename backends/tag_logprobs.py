@@ -58,8 +58,11 @@ def written_tag(tokens: Sequence[TagToken], attribute: Attribute) -> TagProbabil
     """The tag that `tokens` write, as the parser reads it, and its probability to six decimals.
 
     Among the attribute's tags that the alternatives tell apart (`tag_probabilities`); where no alternatives were given,
-    the product of the tokens' own probabilities. None for what is no tag, or where it cannot be told.
+    the product of the tokens' own probabilities. None for what is no tag, or where it cannot be told, and for the
+    values of an open attribute, which has no set of tags to be probable among.
     """
+    if attribute.open:
+        return None
     tag, _ = read_tag(attribute, "".join(token.text for token in tokens).partition("<")[0])
     if tag is None:
         return None

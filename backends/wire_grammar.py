@@ -1,8 +1,8 @@
 """The wire format as a regular expression and as a grammar, for servers that constrain what a model may write.
 
-Both describe the same texts: every attribute once, in taxonomy order, with a tag of its closed set, a confidence
-of 1..5 and one line of evidence. What they let through parses with outcome `ok` for every attribute. They bind the
-form alone: a model that does not know what to say says it in the right form.
+Both describe the same texts: every attribute once, in taxonomy order, with a tag of its closed set (of an open one a
+bounded text), a confidence of 1..5 and one line of evidence. What they let through parses with outcome `ok` for every
+attribute. They bind the form alone: a model that does not know what to say says it in the right form.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from cp_agents.errors import InputError
+from cp_agents.open_text import MOST_CHARS
 from cp_agents.taxonomy import Taxonomy
 
 Structured = Literal["regex", "grammar", "none"]
@@ -24,6 +25,9 @@ last attribute. Two quotations fit."""
 
 # Nothing that could open an element, end the line, or is invisible. Servers' regex dialects agree on this much.
 _EVIDENCE = r"[^<>＜＞\x00-\x1f\x7f]"
+# A value of an open attribute begins with a letter or a digit, so that something is left of it when it is read.
+_BEGINS = "[0-9A-Za-zÀ-ɏͰ-ӿא-תؠ-يऄ-๛ぁ-ヺ㐀-鿿가-힣]"
+_VALUE = f"{_BEGINS}{_EVIDENCE}{{0,{MOST_CHARS - 1}}}"
 _METACHARACTERS = re.compile(r"[\\.^$*+?()\[\]{}|/]")
 
 
@@ -36,7 +40,8 @@ def wire_regex(taxonomy: Taxonomy, *, evidence_chars: int = EVIDENCE_CHARS) -> s
     def literal(text: str) -> str:
         return _METACHARACTERS.sub(_escape, text).replace("\n", r"\n")
 
-    return "".join(_parts(taxonomy, literal, one_of, "[1-5]", f"{_EVIDENCE}{{0,{evidence_chars}}}"))
+    evidence = f"{_EVIDENCE}{{0,{evidence_chars}}}"
+    return "".join(_parts(taxonomy, literal, one_of, "[1-5]", evidence, _VALUE))
 
 
 def wire_grammar(taxonomy: Taxonomy, *, evidence_chars: int = EVIDENCE_CHARS) -> str:
@@ -45,8 +50,11 @@ def wire_grammar(taxonomy: Taxonomy, *, evidence_chars: int = EVIDENCE_CHARS) ->
     def one_of(tags: Iterable[str]) -> str:
         return f"({' | '.join(map(_quoted, tags))})"
 
-    parts = _parts(taxonomy, _quoted, one_of, "[1-5]", "evidence")
-    return f"root ::= {' '.join(parts)}\nevidence ::= {_EVIDENCE}{{0,{evidence_chars}}}\n"
+    parts = _parts(taxonomy, _quoted, one_of, "[1-5]", "evidence", "value")
+    rules = [f"root ::= {' '.join(parts)}", f"evidence ::= {_EVIDENCE}{{0,{evidence_chars}}}"]
+    if any(attribute.open for attribute in taxonomy.attributes):
+        rules.append(f"value ::= {_VALUE}")
+    return "".join(f"{rule}\n" for rule in rules)
 
 
 def constraint(structured: str, taxonomy: Taxonomy) -> dict[str, str]:
@@ -64,12 +72,14 @@ def _parts(
     one_of: Callable[[Iterable[str]], str],
     score: str,
     evidence: str,
+    value: str,
 ) -> list[str]:
     """The format in order, each part in the notation that the functions write (see `wire.write_answer`)."""
     parts: list[str] = []
     end = ""
     for attribute in taxonomy.attributes:
-        parts += [literal(f"{end}<{attribute.name}><tag>"), one_of(attribute.names)]
+        said = value if attribute.open else one_of(attribute.names)
+        parts += [literal(f"{end}<{attribute.name}><tag>"), said]
         parts += [literal("</tag><score>"), score, literal("</score><evidence>"), evidence]
         end = f"</evidence></{attribute.name}>\n"
     return [*parts, literal(end.rstrip("\n"))]

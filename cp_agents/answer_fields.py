@@ -56,8 +56,11 @@ def read_tag(attribute: Attribute, raw: str) -> tuple[str | None, str]:
     """The tag that `raw` names, or None, and `raw` as it is kept: cleaned, at most 200 characters.
 
     As it stands first, then without entities, inline markup, a label and decoration such as `**"Female"**.`;
-    `Attribute.match_tag` has the last word.
+    `Attribute.match_tag` has the last word. Of an open attribute the value itself, as it is kept.
     """
+    if attribute.open:
+        value = attribute.match_tag(raw)
+        return value, value or ""
     kept = clean(raw[: 2 * _MAX_TAG].strip())[:_MAX_TAG]
     if (tag := attribute.match_tag(kept)) is not None:
         return tag, kept

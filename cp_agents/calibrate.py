@@ -10,11 +10,12 @@ from cp_agents import decide
 from cp_agents.calibration import Calibrator, CalibratorKind
 from cp_agents.confidence import ConfidenceSource, check_source
 from cp_agents.errors import InputError, StoreError
+from cp_agents.open_text import same_meaning
 from cp_agents.relabel import fit_on, load_ballots, stored_run
 from cp_agents.schema import NA
 from cp_agents.stores.reviews import reviewed
 from cp_agents.stores.traces import TraceStore
-from cp_agents.taxonomy import Taxonomy
+from cp_agents.taxonomy import Attribute, Taxonomy
 from cp_agents.voting import METHODS, VoteMethod
 
 KINDS: tuple[CalibratorKind, ...] = ("quintile", "isotonic", "platt")
@@ -62,18 +63,16 @@ def fit_run(
         if fitted is None:
             raise InputError(f"run {run} has too few records to calibrate on ({len(records)})")
     else:
-        truth = (
-            gold_tags(gold, records, taxonomy, run) if gold is not None else reviewed_tags(store, records)
-        )
+        truth = gold_tags(gold, records, taxonomy, run) if gold is not None else reviewed_tags(store, records)
         scores: dict[str, list[float]] = {name: [] for name in taxonomy.names}
         right: dict[str, list[bool]] = {name: [] for name in taxonomy.names}
-        tallies = decide.tallies_of(votes, taxonomy)
+        tallies = decide.tallies_of(votes, taxonomy, books=ballots.books)
         for record, tally, asked in zip(records, tallies, ballots.asked.tolist(), strict=True):
             for name, found in tally.items():
                 known = truth.get(record[0], {}).get(name, NA)
                 if found["voted"] not in (None, NA) and known != NA:
                     scores[name].append(found["score"] * settings.samples / asked)
-                    right[name].append(found["voted"] == known)
+                    right[name].append(_is_right(taxonomy[name], found["voted"], known))
         fitted = Calibrator.fit(
             {k: np.array(v) for k, v in scores.items()},
             samples=settings.samples,
@@ -88,6 +87,10 @@ def fit_run(
             raise InputError(f"too few labelled rows to fit {kind}: the best attribute has {most}")
     store.put_calibrator(fitted.id, fitted.kind, fitted.to_json(), run)
     return fitted
+
+
+def _is_right(attribute: Attribute, voted: str | None, known: str) -> bool:
+    return voted == known or (attribute.open and voted is not None and same_meaning(voted, known))
 
 
 def gold_tags(

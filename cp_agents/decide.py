@@ -2,11 +2,14 @@
 
 The graph's nodes call these with one record and `replay` calls them with all of a run's, so that both decide
 alike. A `Tally` is plain JSON: it is what the graph carries between vote, calibrate and abstain.
+
+Of an open attribute (`cp_agents.open_sets`) the codes are a record's own: its clusters, named by its book.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -16,6 +19,8 @@ from cp_agents.abstention import DEFAULT_TAU
 from cp_agents.abstention import decide as decide_attribute
 from cp_agents.calibration import Calibrator, uncalibrated_levels
 from cp_agents.confidence import ConfidenceSource, weigh
+from cp_agents.open_sets import Book, check_open, n_tags, record_book
+from cp_agents.open_text import same_meaning
 from cp_agents.routing import review_reasons
 from cp_agents.schema import NA, AttributeProfile, Status
 from cp_agents.settings import ProfileSettings
@@ -51,13 +56,30 @@ class Ballots(NamedTuple):
     """The answers of M samples on K attributes of R records."""
 
     tags: NDArray[np.int16]
-    """Tag codes [K, R, M] in the order of `Attribute.names`; -1 where a sample gave no usable answer."""
+    """Tag codes [K, R, M] in the order of `Attribute.names`; -1 where a sample gave no usable answer.
+
+    Of an open attribute the record's clusters, and M for NA.
+    """
     confidence: NDArray[Any]
     """1..5, or what the answers weigh by another source than the stated one [K, R, M]; 0 where there is none."""
     samplers: NDArray[np.int16]
     """Sampler codes [R, M]."""
     asked: NDArray[np.int64]
     """How many of the M samples were asked for [R]: fewer than M where adaptive sampling stopped."""
+    books: Mapping[str, Sequence[Book]] = MappingProxyType({})
+    """What the codes of each open attribute are called, one book a record [R]."""
+
+    def rows(self, chosen: Any) -> Ballots:
+        """The ballots of some records, by index or mask."""
+        where = np.arange(len(self.asked))[chosen].tolist()
+        books = {name: [of[row] for row in where] for name, of in self.books.items()}
+        return Ballots(
+            self.tags[:, chosen],
+            self.confidence[:, chosen],
+            self.samplers[chosen],
+            self.asked[chosen],
+            books,
+        )
 
 
 def empty_ballots(taxonomy: Taxonomy, records: int, samples: int) -> Ballots:
@@ -74,13 +96,28 @@ def ballots_of(rows: Iterable[PredictionRow], taxonomy: Taxonomy, samples: int) 
     ballots = empty_ballots(taxonomy, 1, samples)
     place = {a.name: (k, a.codes) for k, a in enumerate(taxonomy.attributes)}
     known: dict[str, int] = {}
+    said: dict[str, list[tuple[int, str, float]]] = {a.name: [] for a in taxonomy.attributes if a.open}
     for index, sampler, attribute, tag, confidence in rows:
         if attribute in place and index < samples:
             k, codes = place[attribute]
-            ballots.tags[k, 0, index] = codes[tag]
+            if attribute in said:
+                said[attribute].append((index, tag, confidence))
+            else:
+                ballots.tags[k, 0, index] = codes[tag]
             ballots.confidence[k, 0, index] = confidence
             ballots.samplers[0, index] = known.setdefault(sampler, len(known))
-    return ballots
+    if not said:
+        return ballots
+    books = {name: [put_values(ballots, place[name][0], 0, answers)] for name, answers in said.items()}
+    return ballots._replace(books=books)
+
+
+def put_values(ballots: Ballots, k: int, row: int, answers: Sequence[tuple[int, str, float]]) -> Book:
+    """Enter a record's answers `(sample_index, value, confidence)` on the open attribute k, and give their book."""
+    codes, book = record_book(answers, ballots.tags.shape[2])
+    for index, code in codes.items():
+        ballots.tags[k, row, index] = code
+    return book
 
 
 def weighed(
@@ -108,18 +145,24 @@ def reweighed(ballots: Ballots, taxonomy: Taxonomy, weights: TagWeights) -> Ball
 
 def count(ballots: Ballots, taxonomy: Taxonomy, method: VoteMethod) -> Votes:
     """Equations 3-5 for every attribute and record; arrays [K, R]."""
-    sizes = [len(a.names) for a in taxonomy.attributes]
+    check_open(taxonomy, vote=method)
+    sizes = [n_tags(a, ballots.tags.shape[2]) for a in taxonomy.attributes]
     return vote_attributes(ballots.tags, ballots.confidence, sizes, method, samplers=ballots.samplers)
 
 
 def tallies_of(
-    votes: Votes, taxonomy: Taxonomy, start: int = 0, stop: int | None = None
+    votes: Votes,
+    taxonomy: Taxonomy,
+    start: int = 0,
+    stop: int | None = None,
+    books: Mapping[str, Sequence[Book]] = MappingProxyType({}),
 ) -> list[dict[str, Tally]]:
-    """The votes of records `start` to `stop` as one `{attribute: Tally}` a record."""
+    """The votes of records `start` to `stop` as one `{attribute: Tally}` a record; `books` as in `Ballots`."""
     votes = Votes(*(array[:, start:stop] for array in votes))  # type: ignore[arg-type]  # arrays all
     tallies: list[dict[str, Tally]] = [{} for _ in range(votes.winner.shape[1])]
     for k, attribute in enumerate(taxonomy.attributes):
         names = (*attribute.names, None)  # code -1 is nobody
+        own = books.get(attribute.name, ())[start:stop]
         agreeing = np.nonzero(votes.agreeing[k])[1].tolist()
         ends = np.cumsum(votes.agreeing[k].sum(axis=1)).tolist()
         columns = zip(
@@ -137,6 +180,8 @@ def tallies_of(
         for row, (winner, score, share, runner_up, margin, survivors, best, first, last) in enumerate(
             columns
         ):
+            if attribute.open:
+                names = (*own[row], None)
             tallies[row][attribute.name] = Tally(
                 voted=names[winner],
                 score=score,
@@ -206,6 +251,9 @@ def abstain(
     reported = taxonomy.reported_tags(record.self_reported) if settings.review.contradiction else {}
     profile: dict[str, AttributeProfile] = {}
     for name, found in tallies.items():
+        says, voted = reported.get(name), found["voted"]
+        if says is not None and voted is not None and taxonomy[name].open and same_meaning(says, voted):
+            says = voted
         decision = decide_attribute(
             found["voted"],
             found["confidence"],
@@ -230,9 +278,7 @@ def abstain(
             calibrated=found["calibrated"],
             reasons=list(decision.reasons),
         )
-        if reasons := review_reasons(
-            value, settings.review, user_id=record.user_id, reported=reported.get(name)
-        ):
+        if reasons := review_reasons(value, settings.review, user_id=record.user_id, reported=says):
             value = value.model_copy(
                 update={"status": Status.NEEDS_REVIEW, "reasons": [*value.reasons, *reasons]}
             )

@@ -31,6 +31,7 @@ from cp_agents.decide import Tally
 from cp_agents.errors import BackendError, ErrorType, InputError
 from cp_agents.meter import Meter
 from cp_agents.nodes import Step, Waiting
+from cp_agents.open_sets import n_tags
 from cp_agents.prompts.render import Prompt
 from cp_agents.review import question, response_schema
 from cp_agents.schema import AttributeProfile, Profile, Status, UserRecord
@@ -203,7 +204,7 @@ def build_graph(
                 return {"asked": kept}
             ctx.store.put_stop(state["record_id"], asked if wave.reason else None, wave.reason)
         votes = decide.count(ballots, ctx.taxonomy, ctx.settings.vote)
-        return {"tallies": decide.tallies_of(votes, ctx.taxonomy)[0]}
+        return {"tallies": decide.tallies_of(votes, ctx.taxonomy, books=ballots.books)[0]}
 
     def calibrate(state: ProfileState, _: RunnableConfig) -> dict[str, Any]:
         ctx = current()
@@ -311,7 +312,7 @@ def _undrawn(state: ProfileState) -> list[int]:
 
 def _sizes(ctx: ProfilingContext) -> list[int]:
     """How many tags each attribute has, NA among them."""
-    return [len(attribute.names) for attribute in ctx.taxonomy.attributes]
+    return [n_tags(attribute, ctx.settings.samples) for attribute in ctx.taxonomy.attributes]
 
 
 def _worth_retrying(error: Exception) -> bool:

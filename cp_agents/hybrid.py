@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cp_agents.calibrate import gold_tags, reviewed_tags
 from cp_agents.errors import InputError
 from cp_agents.files import read_text, whole_file
+from cp_agents.open_sets import refuse_open
 from cp_agents.relabel import load_ballots, stored_run
 from cp_agents.schema import NA
 from cp_agents.stores.traces import TraceStore
@@ -54,6 +55,7 @@ def learn_from_run(
     The run has to vote `weighted` or `softmax`. Raises `InputError` where nothing is labelled.
     """
     run, taxonomy, settings = stored_run(store, run_id)
+    refuse_open(taxonomy, "tag weights")
     check_tag_weights({name: {} for name in taxonomy.names}, taxonomy, settings.vote)
     records, ballots = load_ballots(store, run, taxonomy, settings.samples, settings.confidence)
     known = gold_tags(gold, records, taxonomy, run) if gold is not None else reviewed_tags(store, records)

@@ -28,8 +28,8 @@ class ParsedAttribute(NamedTuple):
 
     outcome: Outcome
     tag: str | None = None
-    """A tag of the closed set, NA included, if the outcome is ok; the raw text (at most 200 characters) if it
-    is out_of_set; else None."""
+    """A tag of the closed set, NA included, or an open attribute's value if the outcome is ok; the raw text (at most
+    200 characters) if it is out_of_set; else None."""
     confidence: int | None = None
     """1..5 if the outcome is ok or out_of_set; else None."""
     evidence: tuple[str, ...] = ()
@@ -92,6 +92,8 @@ class _Layout:
 
     def tag(self, attribute: Attribute, raw: str) -> tuple[str | None, str]:
         """`read_tag`, remembered: a closed set is written in few ways."""
+        if attribute.open:
+            return read_tag(attribute, raw)
         key = (attribute.name, raw)
         known = self.tags.get(key)
         if known is None:

@@ -23,6 +23,7 @@ from cp_agents.confidence import ConfidenceSource, check_logprobs, check_source
 from cp_agents.errors import InputError
 from cp_agents.graph import Fanout, ProfilingContext, compile_graph
 from cp_agents.meter import Meter
+from cp_agents.open_sets import check_open
 from cp_agents.routing import ReviewPolicy
 from cp_agents.runner import BatchReport, StoredRecord, profiles_in_order, run_batch
 from cp_agents.schema import Profile, UserRecord
@@ -106,6 +107,7 @@ class Profiler:
         if history not in HISTORIES:
             raise InputError(f"unknown history {history!r}: expected one of {', '.join(HISTORIES)}")
         check_tag_weights(tag_weights or {}, self.taxonomy, vote)
+        check_open(self.taxonomy, vote=vote, confidence=confidence, adaptive=adaptive)
         self.settings = _settings(
             samples=check_samples(samples),
             vote=vote,

@@ -22,7 +22,8 @@ from cp_agents.calibration import UNCALIBRATED, Calibrator
 from cp_agents.confidence import ConfidenceSource, check_source, needs_probability, weigh
 from cp_agents.decide import Tally
 from cp_agents.errors import InputError
-from cp_agents.schema import NA, Profile
+from cp_agents.open_sets import check_open, na_code
+from cp_agents.schema import Profile
 from cp_agents.settings import ProfileSettings
 from cp_agents.stores.reviews import apply_reviews, reviewed
 from cp_agents.stores.traces import RecordRow, TraceStore
@@ -54,12 +55,12 @@ def load_ballots(
     Records in the middle of being drawn are left out, see `partly_drawn`: on the scale of M their S would look like
     doubt. Raises `InputError` where `confidence` weighs by probabilities and no answer of the run has one.
     """
+    check_open(taxonomy, confidence=confidence)
     records, ballots = _load(store, run_id, taxonomy, samples, confidence)
     if partly := partly_drawn(store, run_id, samples):
         whole = [row for row, record in enumerate(records) if record[0] not in partly]
         records = [records[row] for row in whole]
-        tags, weights, samplers, asked = ballots
-        ballots = decide.Ballots(tags[:, whole], weights[:, whole], samplers[whole], asked[whole])
+        ballots = ballots.rows(whole)
     return records, decide.reweighed(ballots, taxonomy, tag_weights or {})
 
 
@@ -99,6 +100,9 @@ def _load(
         ):
             rows = np.searchsorted(record_ids, ids)
             ballots.samplers[rows, indices] = [known.setdefault(name, len(known)) for name in samplers]
+        texts: dict[str, dict[int, list[tuple[int, str, float]]]] = {
+            attribute.name: {} for attribute in taxonomy.attributes if attribute.open
+        }
         for k, attribute in enumerate(taxonomy.attributes):
             for ids, indices, tags, stated in store.columns(
                 "select s.record_id, s.sample_index, p.tag, p.confidence"
@@ -107,8 +111,20 @@ def _load(
                 (run_id, attribute.name, samples),
             ):
                 rows = np.searchsorted(record_ids, ids)
-                ballots.tags[k, rows, indices] = list(map(attribute.codes.__getitem__, tags))
+                if attribute.open:
+                    for row, *said in zip(rows.tolist(), indices, tags, stated, strict=True):
+                        texts[attribute.name].setdefault(row, []).append((*said,))
+                else:
+                    ballots.tags[k, rows, indices] = list(map(attribute.codes.__getitem__, tags))
                 ballots.confidence[k, rows, indices] = stated
+        books = {
+            name: [
+                decide.put_values(ballots, taxonomy.names.index(name), row, of.get(row, []))
+                for row in range(len(records))
+            ]
+            for name, of in texts.items()
+        }
+        ballots = ballots._replace(books=books)
         if confidence == "verbal":
             return records, ballots
         probability = np.full(ballots.tags.shape, np.nan)
@@ -166,7 +182,7 @@ def relabel(
     def decided() -> Iterator[Decided]:
         # A part at a time: sixty thousand small dicts at once would keep the garbage collector busy.
         for start in range(0, len(records), _BATCH):
-            tallies = decide.tallies_of(votes, taxonomy, start, start + _BATCH)
+            tallies = decide.tallies_of(votes, taxonomy, start, start + _BATCH, ballots.books)
             asked = ballots.asked[start : start + _BATCH]
             tallies = decide.calibrate(tallies, fitted, settings.samples, asked)
             part = list(zip(records[start : start + _BATCH], tallies, strict=True))
@@ -256,7 +272,7 @@ def fit_on(
     scores = {}
     for k, attribute in enumerate(taxonomy.attributes):
         winner = votes.winner[k]
-        named = (winner >= 0) & (winner != attribute.codes[NA])
+        named = (winner >= 0) & (winner != na_code(attribute, settings.samples))
         scores[attribute.name] = decide.on_scale(settings.samples, votes.score[k][named], asked[named])
     fitted = Calibrator.fit(
         scores,

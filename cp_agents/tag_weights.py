@@ -114,6 +114,8 @@ def check_tag_weights(weights: TagWeights, taxonomy: Taxonomy, vote: VoteMethod)
     for name in weights:
         if name not in taxonomy:
             raise InputError(f"tag weights: taxonomy {taxonomy.name} has no attribute {name!r}")
+        if taxonomy[name].open and weights[name]:
+            raise InputError(f"tag weights: {name} is open, so it has no tags to weigh")
         _factors(taxonomy[name], weights[name])
 
 

@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cp_agents.errors import InputError
+from cp_agents.open_text import read_value
 from cp_agents.schema import NA
 
 Text = str | dict[str, str]
@@ -108,10 +109,17 @@ class Attribute(BaseModel):
     description: Text = ""
     self_reported: list[str] = []
     """Names of self-reported fields that speak of this attribute."""
-    tags: list[Tag] = Field(min_length=1)
+    open: bool = False
+    """Whether values are free text, clustered and voted by meaning (`cp_agents.open_sets`), instead of tags."""
+    tags: list[Tag] = []
 
     @model_validator(mode="after")
     def _check(self) -> Attribute:
+        if not self.open and not self.tags:
+            wrong = "should not be empty" if "tags" in self.model_fields_set else "is missing"
+            raise ValueError(f"attribute {self.name!r}, tags {wrong} (or say `open: true`, for free text)")
+        if self.open and self.tags:
+            raise ValueError(f"attribute {self.name!r} is open, so it has no tags: leave out one of the two")
         if not _ATTRIBUTE_NAME.match(self.name):
             raise ValueError(
                 f"attribute name {self.name!r} should be lower-case letters, digits and _, starting with a letter"
@@ -135,7 +143,7 @@ class Attribute(BaseModel):
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """All tags in order, NA last. The position is the tag's code in votes."""
+        """All tags in order, NA last. The position is the tag's code in votes; an open attribute has NA alone."""
         return (*(t.name for t in self.tags), NA)
 
     @cached_property
@@ -151,7 +159,13 @@ class Attribute(BaseModel):
         }
 
     def match_tag(self, text: str) -> str | None:
-        """The tag that `text` names (folded; aliases count), or None when it is not in the closed set."""
+        """The tag that `text` names (folded; aliases count), or None when it is not in the closed set.
+
+        Of an open attribute the value itself, cleaned; None where nothing is left of it.
+        """
+        if self.open:
+            value = read_value(text)
+            return NA if value is not None and fold(value) in _NA_NAMES else value
         return text if text in self.codes else self._by_fold.get(fold(text))
 
     def match_value(self, text: str) -> str | None:
@@ -208,7 +222,11 @@ class Taxonomy(BaseModel):
     @cached_property
     def hash(self) -> str:
         """12 hex digits over everything in the taxonomy."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        dumped = self.model_dump(mode="json")
+        for attribute in dumped["attributes"]:
+            if not attribute["open"]:  # as before there were open ones
+                del attribute["open"]
+        canonical = json.dumps(dumped, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def reported_tags(self, self_reported: dict[str, str]) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 A language is a folder of templates: `system.md` (task, principles, confidence criteria, output format),
 `attribute.md` (one attribute and its tags), `user.md` (around the record) and, optionally, `example.yaml` (the
-one-shot example). `{{name}}` is a placeholder. All that is equal for all users comes first - system, example
-user, example assistant - and is built once, so that a server's prefix cache holds it; the user comes last.
+one-shot example) and `open.md` (an attribute whose values are free text; by default the English one). `{{name}}` is a
+placeholder. All that is equal for all users comes first - system, example user, example assistant - and is built
+once, so that a server's prefix cache holds it; the user comes last.
 
 A compact prompt is for a student that has learned taxonomy and principles by heart: its `system.md` names the
 attributes by `{{names}}`, and may leave out `{{attributes}}` (with `attribute.md` and the taxonomy's example) and
@@ -25,6 +26,7 @@ import yaml
 
 from cp_agents.cues import assemble_cues, cue_lines
 from cp_agents.errors import InputError
+from cp_agents.open_text import MOST_WORDS
 from cp_agents.schema import CONFIDENCE_LEVELS, Message, UserRecord
 from cp_agents.taxonomy import Attribute, Taxonomy, Text, in_language
 from cp_agents.wire import WireAnswer, write_answer
@@ -33,6 +35,8 @@ FENCE_OPEN = "<record>"
 FENCE_CLOSE = "</record>"
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+_WORDS = re.compile(r"\{\{\s*(words)\s*\}\}")
+_OPEN = "open.md"
 _PIECES = re.compile(r"\s*[;；]\s*")
 
 
@@ -117,8 +121,19 @@ def _system(taxonomy: Taxonomy, folder: Traversable, language: str) -> tuple[str
     values = {"names": ", ".join(taxonomy.names), "format": _answer_form(taxonomy.names)}
     if "attributes" in says:
         attribute = _template(folder, "attribute.md", {"name", "tags"}, {"description"})
-        values["attributes"] = _attributes(taxonomy, language, attribute)
+        values["attributes"] = _attributes(taxonomy, language, attribute, _open_template(taxonomy, folder))
     return _fill(template, values), "attributes" in says
+
+
+def _open_template(taxonomy: Taxonomy, folder: Traversable) -> str:
+    """How an open attribute is asked for; empty where the taxonomy has none."""
+    if not any(attribute.open for attribute in taxonomy.attributes):
+        return ""
+    if not folder.joinpath(_OPEN).is_file():
+        folder = built_in_languages()["en"]
+    return _fill(
+        _template(folder, _OPEN, {"name", "words"}, {"description"}), {"words": str(MOST_WORDS)}, _WORDS
+    )
 
 
 # --- templates --------------------------------------------------------------------------------------------
@@ -167,12 +182,12 @@ def _read(folder: Traversable, name: str) -> str | None:
         raise InputError(f"template {folder / name}: not UTF-8 text") from None
 
 
-def _fill(template: str, values: Mapping[str, str]) -> str:
+def _fill(template: str, values: Mapping[str, str], placeholder: re.Pattern[str] = _PLACEHOLDER) -> str:
     """All placeholders in one pass, so that what is put in is never taken for a placeholder."""
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+    return placeholder.sub(lambda match: values[match[1]], template)
 
 
-def _attributes(taxonomy: Taxonomy, language: str, template: str) -> str:
+def _attributes(taxonomy: Taxonomy, language: str, template: str, open_template: str) -> str:
     """The taxonomy as text: every attribute with every tag and its description."""
 
     def one_line(text: Text) -> str:
@@ -181,7 +196,7 @@ def _attributes(taxonomy: Taxonomy, language: str, template: str) -> str:
     def block(attribute: Attribute) -> str:
         tags = ((tag.name, one_line(tag.description)) for tag in attribute.tags)
         filled = _fill(
-            template,
+            open_template if attribute.open else template,
             {
                 "name": attribute.name,
                 "description": one_line(attribute.description),
@@ -246,7 +261,8 @@ def _example_answer(attribute: Attribute, raw: object, contents: Sequence[str], 
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected `tag`, `score` and `evidence`")
     tag, score, evidence = raw.get("tag"), raw.get("score"), raw.get("evidence") or []
-    if tag not in attribute.names:
+    known = (attribute.match_tag(str(tag)),) if attribute.open else attribute.names
+    if not isinstance(tag, str) or tag not in known:
         raise _Misfit(f"{where}: {tag!r} is not one of its tags")
     if isinstance(score, bool) or score not in CONFIDENCE_LEVELS:
         raise InputError(f"{where}: the score should be 1 to 5, found {score!r}")

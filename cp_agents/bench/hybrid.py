@@ -14,6 +14,7 @@ from cp_agents.errors import InputError
 from cp_agents.evaluation.metrics import average_metrics, threshold_metrics
 from cp_agents.evaluation.outcomes import Outcomes
 from cp_agents.evaluation.statistics import Interval
+from cp_agents.open_sets import refuse_open
 from cp_agents.relabel import load_ballots, stored_run
 from cp_agents.schema import NA
 from cp_agents.stores.traces import TraceStore
@@ -51,6 +52,7 @@ def hybrid_rows(
     Raises `InputError` where the largest k leaves fewer users to test on than it takes.
     """
     run, taxonomy, settings = stored_run(store, run_id)
+    refuse_open(taxonomy, "tag weights")
     check_tag_weights({name: {} for name in taxonomy.names}, taxonomy, settings.vote)
     records, ballots = load_ballots(store, run, taxonomy, settings.samples, settings.confidence)
     known = gold_tags(gold, records, taxonomy, run)
@@ -87,9 +89,7 @@ def hybrid_rows(
 
 
 def _some(ballots: decide.Ballots, rows: NDArray[np.int64]) -> decide.Ballots:
-    return decide.Ballots(
-        ballots.tags[:, rows], ballots.confidence[:, rows], ballots.samplers[rows], ballots.asked[rows]
-    )
+    return ballots.rows(rows)
 
 
 def _measure(

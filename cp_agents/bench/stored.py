@@ -15,6 +15,7 @@ from cp_agents.decide import Ballots
 from cp_agents.errors import InputError
 from cp_agents.evaluation.loading import Gold
 from cp_agents.evaluation.outcomes import Outcomes, read_outcomes
+from cp_agents.open_sets import refuse_open
 from cp_agents.relabel import fit_on, load_ballots, stored_run
 from cp_agents.schema import NA
 from cp_agents.settings import ProfileSettings
@@ -62,6 +63,7 @@ class StoredRun(NamedTuple):
 def load_run(store: TraceStore, run_id: str | None = None) -> StoredRun:
     """A stored run, the newest without an id. Raises `StoreError` where there is none, `InputError` without samples."""
     run, taxonomy, settings = stored_run(store, run_id)
+    refuse_open(taxonomy, "the paper's tables")
     records, ballots = load_ballots(store, run, taxonomy, settings.samples, settings.confidence)
     if not records:
         raise InputError(f"run {run} holds no samples")
