@@ -11,31 +11,26 @@ import typer
 from cp_agents import __version__
 from cp_agents.cli import (
     auditing,
-    batching,
-    benching,
-    calibrating,
     comparing,
     demo,
     distilling,
     doctor,
     evaluating,
-    exporting,
     probing,
     profiling,
     replaying,
     reporting,
-    reviewing,
     storing,
-    students,
     thresholds,
-    training,
 )
+from cp_agents.cli.deferred import WithGroups
 from cp_agents.errors import InputError
 
 CONFIG_NAME = "cp-agents.toml"
 
 app = typer.Typer(
     name="cp-agents",
+    cls=WithGroups,
     help="Profile users with confidence, evidence and NA: a teacher LLM, a vote, calibration, abstention.",
     no_args_is_help=True,
     add_completion=False,
@@ -119,20 +114,13 @@ def _defaults(
 app.command("demo")(demo.demo)
 app.command("plan")(profiling.plan)
 app.command("profile")(profiling.profile)
-app.add_typer(batching.app, name="batch")
 app.command("replay")(replaying.replay)
-app.add_typer(calibrating.app, name="calibrate")
-app.add_typer(reviewing.app, name="review")
 app.command("evaluate")(evaluating.evaluate)
 app.command("compare")(comparing.compare)
 app.command("report")(reporting.report)
 app.command("thresholds")(thresholds.thresholds)
 app.command("audit")(auditing.audit)
 app.command("probe")(probing.probe)
-app.add_typer(benching.app, name="bench")
-app.add_typer(training.app, name="train")
-app.add_typer(students.app, name="students")
-app.add_typer(exporting.app, name="export")
 app.command("distill")(distilling.distill)
 app.command("stats")(storing.stats)
 app.command("forget")(storing.forget)

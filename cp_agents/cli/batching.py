@@ -9,10 +9,7 @@ import typer
 
 from cp_agents.cli import options as o
 
-app = typer.Typer(
-    help="Requests to a file and results from a file, as `vllm run-batch` takes and gives them.",
-    no_args_is_help=True,
-)
+app = typer.Typer()
 
 
 @app.command("write")

@@ -14,9 +14,7 @@ from cp_agents.cli import (
     bench_teachers,
 )
 
-app = typer.Typer(
-    help="The open benchmark: public data, baselines, the paper's tables.", no_args_is_help=True
-)
+app = typer.Typer()
 app.command("run")(bench_run.run)
 app.command("report")(bench_run.report)
 app.command("hybrid")(bench_hybrid.hybrid)

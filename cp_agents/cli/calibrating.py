@@ -9,7 +9,7 @@ import typer
 
 from cp_agents.cli import options as o
 
-app = typer.Typer(help="Fit a calibrator on a stored run, or show one.", no_args_is_help=True)
+app = typer.Typer()
 
 
 @app.command("fit")

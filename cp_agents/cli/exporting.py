@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from cp_agents.trainers.data_card import SftCard
 
-app = typer.Typer(help="Write a stored run as data for training.", no_args_is_help=True)
+app = typer.Typer()
 
 
 @app.command("sft")

@@ -8,7 +8,7 @@ import typer
 
 from cp_agents.cli import options as o
 
-app = typer.Typer(help="The human-review queue.", no_args_is_help=True)
+app = typer.Typer()
 
 
 @app.command("list")

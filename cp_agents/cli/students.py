@@ -14,9 +14,7 @@ from cp_agents.errors import InputError
 if TYPE_CHECKING:
     from cp_agents.stores.students import Student
 
-app = typer.Typer(
-    help="Models that were trained from the traces: list, register, promote, export.", no_args_is_help=True
-)
+app = typer.Typer()
 
 Spec = Annotated[str, typer.Argument(metavar="NAME[@ID]", help="A student; a bare name is the promoted one.")]
 

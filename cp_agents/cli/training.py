@@ -6,7 +6,7 @@ import typer
 
 from cp_agents.cli import training_data, training_grpo, training_sft
 
-app = typer.Typer(help="Train a student from a stored run, stage by stage.", no_args_is_help=True)
+app = typer.Typer()
 
 app.command("sft")(training_sft.sft)
 app.command("filter")(training_data.filter_users)
