@@ -2,8 +2,8 @@
 
 Within one record the values of its M samples are clustered (average linkage, each sample a point, joined while the
 mean similarity is `THRESHOLD` or more), and the clusters are what equations 3-5 vote on: codes 0..M-1 in the
-order in which they are first named, M for NA, which is a cluster of its own. A cluster goes by its most confident
-wording, then the most frequent, then the first.
+order in which they are first named, M for NA, which is a cluster of its own. A cluster goes by the wording with the
+highest sum of confidences, then the most confident one, then the first: the vote goes on inside the winner.
 
 Over all users the same clustering makes a table of values, and of an open attribute a closed one (`closed`): its tags
 are the clusters, its aliases their wordings. Evaluation, comparison and report look at open attributes through it.
@@ -105,13 +105,15 @@ def linked(
     return cluster
 
 
-def clusters(counts: Mapping[Words, int], similarity: Similarity = similarities) -> dict[Words, Words]:
+def clusters(
+    counts: Mapping[Words, int], similarity: Similarity = similarities, threshold: float = THRESHOLD
+) -> dict[Words, Words]:
     """For each value the one that its cluster is named by; the order of `counts` does not matter."""
     if len(counts) == 1:
         return {words: words for words in counts}
     ranked = sorted(counts, key=lambda words: (-counts[words], words))
     core, rest = sorted(ranked[:MOST_CLUSTERED]), ranked[MOST_CLUSTERED:]
-    labels = linked(similarity(core), [counts[words] for words in core])
+    labels = linked(similarity(core), [counts[words] for words in core], threshold)
     found = {words: core[label] for words, label in zip(core, labels.tolist(), strict=True)}
     index = _Index()
     for number, words in enumerate(core if rest else ()):
@@ -119,7 +121,7 @@ def clusters(counts: Mapping[Words, int], similarity: Similarity = similarities)
     for words in rest:
         near = [(alike(words, core[i]), -i) for i in index.candidates(words)]
         likeness, place = max(near, default=(0.0, 0))
-        found[words] = found[core[-place]] if likeness >= THRESHOLD else words
+        found[words] = found[core[-place]] if likeness >= threshold else words
     return found
 
 
@@ -175,12 +177,16 @@ def n_tags(attribute: Attribute, samples: int) -> int:
 
 
 def record_book(
-    answers: Iterable[tuple[int, str, float]], samples: int, similarity: Similarity = similarities
+    answers: Iterable[tuple[int, str, float]],
+    samples: int,
+    similarity: Similarity = similarities,
+    threshold: float = THRESHOLD,
 ) -> tuple[dict[int, int], Book]:
     """The clusters of one record's answers `(sample_index, value, confidence)`: codes by sample, and the book."""
     said = sorted(answers)
     words = {text: words_of(text) for _, text, _ in said if text != NA}
-    of = clusters(Counter(words[text] for _, text, _ in said if text != NA), similarity) if words else {}
+    counts = Counter(words[text] for _, text, _ in said if text != NA)
+    of = clusters(counts, similarity, threshold) if words else {}
     code_of: dict[Words, int] = {}
     codes: dict[int, int] = {}
     wordings: list[dict[Words, list[tuple[float, int, str]]]] = []
@@ -198,8 +204,8 @@ def record_book(
 
 def _shown(wordings: Iterable[Sequence[tuple[float, int, str]]]) -> str:
     """The name of a cluster; each wording comes as its `(confidence, -sample_index, text)`."""
-    best = ((max(written), len(written)) for written in wordings)
-    return max((top[0], count, top[1], top[2]) for top, count in best)[3]
+    weighed = ((sum(confidence for confidence, *_ in written), max(written)) for written in wordings)
+    return max((total, *best) for total, best in weighed)[3]
 
 
 # --- many users

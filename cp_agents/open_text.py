@@ -3,13 +3,13 @@
 Nothing here needs a model or a corpus: whether two values are alike depends on these two alone, so that one record in
 the graph, a replay of ten thousand and a table over all users judge alike.
 
-    alike(A, B) = shared / (shared + LESS * min(a, b) + MORE * max(a, b))
+    alike(A, B) = shared words / all words of the two
 
-where A and B are the words of the two values, a and b how many of them the other lacks. Where one only says more than
-the other ("teacher", "high school teacher") the minimum is 0 and they come out above `THRESHOLD`; where each has a word
-of its own beside one that they share ("data analyst", "data scientist") they come out below. Words count as shared in
-part where they begin alike and have most pairs of letters in common ("design", "designer"). A value that denies
-("not married") is never like one that does not. Synonyms ("lawyer", "attorney") are beyond letters.
+Words count as shared in part where they begin alike and have most pairs of letters in common ("design", "designer"). A
+value that denies ("not married") is never like one that does not. At `THRESHOLD`, more than two thirds, spelling,
+inflection and order make no difference, and a word more or less does among four and not among two: "teacher" and "high
+school teacher" are two answers. Joining these, too, cost accuracy where it was measured (docs/beyond.md). Synonyms
+("lawyer", "attorney") are beyond letters.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ MOST_WORDS = 5
 """What the prompt asks for at most."""
 MOST_CHARS = 80
 """Longer values are cut at a word."""
-THRESHOLD = 0.5
+THRESHOLD = 0.7
 """Similarity from which values are joined, see `cp_agents.open_sets`."""
 
-_LESS, _MORE = 1.0, 0.25
 _LEAST_WORD, _SAME_START = 0.6, 3
 _DECIMALS = 9
 
@@ -164,10 +163,7 @@ def alike(a: tuple[str, ...], b: tuple[str, ...]) -> float:
             shared += likeness
             left.remove(one)
             right.remove(other)
-    if shared == 0:
-        return 0.0
-    lacking = len(a) - shared, len(b) - shared
-    return round(shared / (shared + _LESS * min(lacking) + _MORE * max(lacking)), _DECIMALS)
+    return round(shared / (len(a) + len(b) - shared), _DECIMALS)
 
 
 def _denies(words: tuple[str, ...]) -> bool:

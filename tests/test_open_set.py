@@ -144,10 +144,13 @@ def test_long_values_are_cut_at_a_word() -> None:
     ("a", "b", "same"),
     [
         ("Software Engineer", "software engineers", True),
-        ("teacher", "High School Teacher", True),
+        ("teacher", "High School Teacher", False),
         ("graphic design", "Graphic designer", True),
-        ("São Paulo, Brazil", "Sao Paulo", True),
-        ("软件工程师", "工程师", True),
+        ("São Paulo (Brazil)", "Sao Paulo", True),
+        ("New York City, USA", "New York, USA", True),
+        ("the owner of a café", "Cafe owner", True),
+        ("软件工程师", "软件工程师。", True),
+        ("has no children at home yet", "has children at home yet", False),
         ("data analyst", "data scientist", False),
         ("Bachelor's degree", "Master's degree", False),
         ("married", "not married", False),
@@ -200,24 +203,25 @@ def test_linkage_is_average_linkage(n: int, seed: int) -> None:
     assert found == naive(similar, sizes, 0.5)
 
 
-def test_a_cluster_is_named_by_its_most_confident_then_most_frequent_then_first_wording() -> None:
+def test_a_cluster_is_named_by_the_wording_with_most_weight_then_the_surest_then_the_first() -> None:
     def names(*said: tuple[str, float]) -> list[str | None]:
         _, book = record_book([(i, *one) for i, one in enumerate(said)], len(said))
         return [name for name in book if name is not None]
 
-    assert names(("climbing", 2), ("rock climbing", 5), ("Climbing", 2)) == ["rock climbing", NA]
-    assert names(("rock climbing", 4), ("climbing", 4), ("Climbing", 3)) == ["climbing", NA]
-    assert names(("rock climbing", 4), ("climbing", 4)) == ["rock climbing", NA]
+    assert names(("rock climbs", 2), ("rock climber", 5), ("rock climbs", 2)) == ["rock climber", NA]
+    assert names(("rock climber", 4), ("rock climbs", 4), ("Rock climbs", 1)) == ["rock climbs", NA]
+    assert names(("rock climbs", 1), ("rock climber", 3), ("rock climbs", 2)) == ["rock climber", NA]
+    assert names(("rock climbs", 4), ("rock climber", 4)) == ["rock climbs", NA]
 
 
 def test_na_is_a_cluster_of_its_own_and_codes_fit_the_samples() -> None:
-    codes, book = record_book([(0, "jazz", 3), (2, NA, 5), (3, "Jazz music", 2), (5, "chess", 1)], 6)
+    codes, book = record_book([(0, "jazz", 3), (2, NA, 5), (3, "the Jazz", 2), (5, "chess", 1)], 6)
     assert codes == {0: 0, 2: 6, 3: 0, 5: 1}
     assert book == ("jazz", "chess", None, None, None, None, NA)
 
 
 def test_clusters_do_not_depend_on_the_order_of_samples() -> None:
-    said = ["teacher", "math teacher", "art teacher", "painter", "chess"]
+    said = ["web design", "web designer", "designs for webs", "web painter", "chess"]
     groups = set()
     for order in permutations(range(5)):
         codes, _ = record_book([(i, said[j], 3) for i, j in enumerate(order)], 5)
@@ -227,8 +231,8 @@ def test_clusters_do_not_depend_on_the_order_of_samples() -> None:
     assert groups == {
         frozenset(
             {
-                frozenset({"teacher", "math teacher", "art teacher"}),
-                frozenset({"painter"}),
+                frozenset({"web design", "web designer", "designs for webs"}),
+                frozenset({"web painter"}),
                 frozenset({"chess"}),
             }
         )
@@ -285,13 +289,13 @@ def test_the_grammar_of_a_closed_taxonomy_knows_no_value() -> None:
 
 # --- from samples to a profile
 
-SAID = [("Rock climbing", 3), ("bouldering", 5), ("climbing", 3), ("Unknown", 4), ("indoor climbing", 2)]
+SAID = [("Web design", 3), ("bouldering", 5), ("web designer", 3), ("Unknown", 4), ("web-design", 2)]
 
 
 def test_clusters_are_voted_with_their_confidences_and_replay_decides_alike() -> None:
     with profiler(SAID) as p:
         topic = p.profile(RECORD)["topic"]
-        assert topic.tag == "Rock climbing"
+        assert topic.tag == "Web design"
         assert topic.score == 8  # 3 + 3 + 2, equation 3 over the cluster
         assert topic.agreeing == [0, 2, 4]
         assert topic.vote_share == 3 / 5
@@ -346,7 +350,7 @@ def test_the_lexicon_says_na_of_open_attributes_and_the_rest_as_ever() -> None:
 
 
 def test_what_a_user_reports_contradicts_only_another_meaning() -> None:
-    for reported, expected in (("Climbing walls", []), ("Knitting", ["contradiction"])):
+    for reported, expected in (("The climbing of walls", []), ("Knitting", ["contradiction"])):
         taxonomy = Taxonomy(
             name="t", attributes=[Attribute(name="topic", open=True, self_reported=["hobby"])]
         )
@@ -361,7 +365,7 @@ def test_what_a_user_reports_contradicts_only_another_meaning() -> None:
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a run of 40 users whose samples word two topics in several ways."""
     path = tmp_path_factory.mktemp("open") / "traces.db"
-    wordings = (["jazz", "Jazz music", "jazz"], ["chess", "playing chess", "Chess"])
+    wordings = (["jazz", "the Jazz", "Jazz."], ["chess", "Chess", "chess (online)"])
     calls = iter(range(10**6))
 
     def script(index: int) -> str:
@@ -379,12 +383,7 @@ def test_a_run_is_calibrated_by_its_own_votes_and_replayed_to_the_same(many: Pat
     with TraceStore(many) as store:
         profiles = list(replay(store, "many"))
         assert {p["topic"].calibrated for p in profiles} == {True}
-        assert {
-            p["topic"].voted.lower().removeprefix("playing ").removesuffix(" music") for p in profiles
-        } == {
-            "jazz",
-            "chess",
-        }
+        assert {words_of(p["topic"].voted) for p in profiles} == {("jazz",), ("chess",)}
         stored = [store.profile(r) for (r,) in store.rows("select record_id from records order by record_id")]
         assert [p.attributes for p in profiles] == [p.attributes for p in stored if p is not None]
         gold = {f"u{i}": {"topic": ("JAZZ", "the chess")[i % 2]} for i in range(40)}

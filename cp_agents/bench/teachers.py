@@ -96,7 +96,7 @@ def read_teachers(dataset: Dataset, rules: GuessRules | None = None) -> Teachers
     fields = {field.name for field in rules.fields}
     texts: dict[tuple[str, str], dict[str, tuple[list[str], str]]] = {}
     asked: Counter[str] = Counter()
-    for where, row in _guess_rows(dataset.guesses):
+    for where, row in guess_rows(dataset.guesses):
         if row["attr"] not in fields:
             continue
         asked[row["attr"]] += 1
@@ -210,7 +210,8 @@ def _records(dataset: Dataset) -> Iterator[dict[str, Any]]:
         yield line
 
 
-def _guess_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def guess_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a recording, each with where it stands. Raises `InputError` for one that is no guess."""
     for number, line in raw_lines(path):
         where = f"{path} line {number}"
         try:
