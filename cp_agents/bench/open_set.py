@@ -91,7 +91,7 @@ class OpenRow(NamedTuple):
     """The winner's share of the votes, on average."""
     auroc: Interval | None
     """How well that share tells right answers from others, the mean over fields."""
-    chosen: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     """Which models, of a choice."""
 
 
@@ -370,7 +370,11 @@ class _Table:
                 each = ((times @ above) * times).sum(axis=1) / ((times @ pairs) * times).sum(axis=1)
             whole.append(each[0])
             drawn.append(each[1:])
-        return _interval(float(np.nanmean(whole)), np.nanmean(drawn, axis=0))
+        defined = [i for i, value in enumerate(whole) if np.isfinite(value)]
+        if not defined:  # all answers are right, or none
+            return Interval(float("nan"), float("nan"), float("nan"))
+        kept = np.ma.masked_invalid(np.array([drawn[i] for i in defined])).mean(axis=0)
+        return _interval(float(np.mean([whole[i] for i in defined])), kept.filled(np.nan))
 
     def _means(self, scores: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[np.float64]:
         """`[D, F]` for weights `times[D, Q]`; NaN where a draw has no question of a field."""

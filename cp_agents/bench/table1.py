@@ -22,6 +22,7 @@ from cp_agents.evaluation.loading import Gold
 from cp_agents.evaluation.outcomes import Outcomes, Profiles, read_outcomes
 from cp_agents.evaluation.profile_sums import AVERAGE, AVERAGES, RATIOS, ProfileMetrics, parts, users_of
 from cp_agents.evaluation.sums import Draws
+from cp_agents.open_sets import refuse_open
 from cp_agents.taxonomy import Taxonomy
 
 METRICS = RATIOS
@@ -43,6 +44,7 @@ class Comparison:
     """All methods of one data set, resampled alike; the reference is given first."""
 
     def __init__(self, gold: Gold, taxonomy: Taxonomy, tau: float, draws: int, seed: int) -> None:
+        refuse_open(taxonomy, "tables of methods")
         self._gold, self._taxonomy, self._tau = gold, taxonomy, tau
         self.blank = read_outcomes({}, gold, taxonomy)
         self._metrics = ProfileMetrics(self.blank)

@@ -22,6 +22,7 @@ from cp_agents.cli import (
     reporting,
     storing,
     thresholds,
+    values,
 )
 from cp_agents.cli.deferred import WithGroups
 from cp_agents.errors import InputError
@@ -123,5 +124,6 @@ app.command("audit")(auditing.audit)
 app.command("probe")(probing.probe)
 app.command("distill")(distilling.distill)
 app.command("stats")(storing.stats)
+app.command("values")(values.values)
 app.command("forget")(storing.forget)
 app.command("doctor")(doctor.doctor)

@@ -7,6 +7,7 @@ import typer
 from cp_agents.cli import (
     bench_hybrid,
     bench_long,
+    bench_open,
     bench_prepare,
     bench_run,
     bench_simulate,
@@ -24,3 +25,4 @@ app.command("figure")(bench_tables.figure)
 app.add_typer(bench_prepare.app, name="prepare")
 app.command("simulate")(bench_simulate.simulate)
 app.command("long")(bench_long.long)
+app.command("open")(bench_open.open_values)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from cp_agents.errors import InputError, MissingExtraError
-from cp_agents.evaluation.outcomes import FloatArray, Outcomes, Profiles, read_outcomes
+from cp_agents.evaluation.outcomes import FloatArray, Outcomes, Profiles, closed_over, read_outcomes
 from cp_agents.evaluation.statistics import DRAWS, LEVEL
 from cp_agents.taxonomy import Taxonomy
 
@@ -89,6 +89,7 @@ def said_outcomes(
     tau: Mapping[str, float] | None,
 ) -> dict[str, tuple[Outcomes, NDArray[np.int64]]]:
     """Outcomes per attribute, and what is said: at `tau`, or as the profiles themselves say it."""
+    taxonomy, gold = closed_over(taxonomy, profiles, gold)
     found = read_outcomes(profiles, gold, taxonomy)
     if tau is not None:
         return {name: (o, o.at(tau[name])) for name, o in found.items()}

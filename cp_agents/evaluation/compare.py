@@ -19,6 +19,7 @@ from cp_agents.evaluation.agreement import AttributeComparison, Difference, OwnW
 from cp_agents.evaluation.effort import Effort, effort, pace
 from cp_agents.evaluation.loading import Gold
 from cp_agents.evaluation.metrics import Evaluation, evaluate
+from cp_agents.evaluation.outcomes import closed_over
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import Taxonomy
 
@@ -80,6 +81,9 @@ def compare_runs(
     taxonomy, other = (Taxonomy.model_validate_json(row["taxonomy"]) for row in rows)
     if unlike := _unlike(taxonomy, other):
         raise InputError(f"runs {run_a} and {run_b} cannot be compared: {unlike}")
+    names = [a.name for a in taxonomy.attributes if a.open]
+    if names:
+        taxonomy, gold = _closed(store, run_a, run_b, taxonomy, gold)
     tallies = {name: Tally() for name in taxonomy.names}
     ranked: list[tuple[tuple[float, ...], Difference]] = []
     lines: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
@@ -88,6 +92,9 @@ def compare_runs(
     for user, same_cues, a, b in _shared(store, run_a, run_b):
         users += 1
         other_cues += not same_cues
+        for name in names:  # wordings of one value are no difference
+            for value in (profile[name] for profile in (a, b) if name in profile):
+                value["voted"] = taxonomy[name].match_tag(value["voted"]) or value["voted"]
         truth = None if gold is None else gold.get(user)
         for name, tally in tallies.items():
             if (
@@ -122,6 +129,25 @@ def compare_runs(
         differing=sum(a.differing for a in attributes.values()),
         differences=[found for _, found in sorted(ranked, key=lambda entry: entry[0], reverse=True)],
     )
+
+
+def _closed(
+    store: TraceStore, run_a: str, run_b: str, taxonomy: Taxonomy, gold: Gold | None
+) -> tuple[Taxonomy, Gold | None]:
+    """The taxonomy with open attributes closed over what both runs voted and gold says, and gold by its tags."""
+    profiles = {
+        f"{side}{shared.user_id}": profile
+        for shared in _shared(store, run_a, run_b)
+        for side, profile in (("a", shared.a), ("b", shared.b))
+    }
+    found, read = closed_over(taxonomy, profiles, gold or {})
+    if gold is None:
+        return found, None
+    canonical = {
+        user: {name: (found[name].match_tag(t) or t) if name in found else t for name, t in truth.items()}
+        for user, truth in read.items()
+    }
+    return found, canonical
 
 
 class _Shared(NamedTuple):

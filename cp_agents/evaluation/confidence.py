@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from cp_agents.evaluation.outcomes import by_user, closed_over
 from cp_agents.evaluation.samples import Answers, Discrimination, of_vote
 from cp_agents.schema import NA, Status
 from cp_agents.taxonomy import Taxonomy
@@ -75,6 +76,8 @@ def compare_sources(
     unreadable = () if sums_of_stated(predictions) else ("verbal", "combined")
     found: dict[str, dict[str, tuple[list[float], list[bool]]]] = {}
     within = {name: Discrimination() for name in taxonomy.names}
+    given = taxonomy
+    taxonomy, gold = closed_over(taxonomy, by_user(predictions), gold)
     for line in predictions:
         truth = gold.get(line["user_id"], {})
         for name, row in line["profile"].items():
@@ -82,6 +85,8 @@ def compare_sources(
             if name not in taxonomy or known == NA:
                 continue
             asked = (answers or {}).get((line["user_id"], name), ())
+            if given[name].open:  # the samples' wordings, as the values they are joined to
+                asked = [a._replace(tag=taxonomy[name].match_tag(a.tag) or a.tag) for a in asked]
             within[name].add(asked, taxonomy[name].match_tag(known) or known)
             if said == NA or row.get("status") == Status.FAILED:
                 continue

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cp_agents.errors import InputError
+from cp_agents.open_sets import closed
 from cp_agents.schema import Status
 from cp_agents.taxonomy import Attribute, Taxonomy
 
@@ -84,10 +85,33 @@ def read_outcomes(
     """Outcomes of the taxonomy's attributes that gold speaks of, in taxonomy order.
 
     A user of gold without a profile said nothing. A reviewed attribute is what the person said, at every tau: it
-    does not hang on the model's confidence. Raises `InputError` for a tag outside the closed set.
+    does not hang on the model's confidence. Of an open attribute the codes are those of the values that gold and
+    profiles hold together, clustered over all users (`cp_agents.open_sets.closed`). Raises `InputError` for a tag
+    outside the closed set.
     """
+    taxonomy, gold = closed_over(taxonomy, profiles, gold)
     spoken_of = {name for truth in gold.values() for name in truth}
     return {a.name: _of_attribute(a, profiles, gold) for a in taxonomy.attributes if a.name in spoken_of}
+
+
+def closed_over(
+    taxonomy: Taxonomy, profiles: Profiles, gold: Mapping[str, Mapping[str, str]]
+) -> tuple[Taxonomy, Mapping[str, Mapping[str, str]]]:
+    """The taxonomy with its open attributes closed over all that gold and profiles say of them, and gold with
+    their values cleaned. Without open attributes both as they are.
+    """
+    if not any(a.open for a in taxonomy.attributes):
+        return taxonomy, gold
+    read = {
+        user: {
+            name: (taxonomy[name].match_tag(text) or text) if name in taxonomy else text
+            for name, text in truth.items()
+        }
+        for user, truth in gold.items()
+    }
+    said = [{n: row.get("voted", row["tag"]) for n, row in of.items()} for of in profiles.values()]
+    people = [{n: row["tag"] for n, row in of.items()} for of in profiles.values()]
+    return closed(taxonomy, [*read.values(), *said, *people]), read
 
 
 def _of_attribute(
