@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cp_agents.confidence import ConfidenceSource
-from cp_agents.errors import InputError
+from cp_agents.errors import InputError, first_fault
 from cp_agents.probability import Isotonic, Platt, fit_isotonic, fit_platt
 from cp_agents.taxonomy import Taxonomy
 from cp_agents.voting import VoteMethod
@@ -271,9 +271,7 @@ class Calibrator(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{where}: {field}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise InputError(f"{where}: {first_fault(error)}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the calibrator as a JSON file."""

@@ -7,6 +7,10 @@ prints it and ends with `exit_code`; nobody sees a traceback for a mistake in th
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class CpAgentsError(Exception):
@@ -19,6 +23,13 @@ class InputError(CpAgentsError, ValueError):
     """The user's data or settings are wrong: a file, a record, a taxonomy, a flag."""
 
     exit_code = 2
+
+
+def first_fault(error: ValidationError, whole: str = "it") -> str:
+    """The first thing that pydantic found wrong, as `field.field: what`; `whole` is what a fault of no field is of."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or whole
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 class StoreError(CpAgentsError):

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cp_agents.calibrate import gold_tags, reviewed_tags
-from cp_agents.errors import InputError
+from cp_agents.errors import InputError, first_fault
 from cp_agents.files import read_text, whole_file
 from cp_agents.open_sets import refuse_open
 from cp_agents.relabel import load_ballots, stored_run
@@ -83,9 +83,7 @@ def load_tag_weights(path: Path) -> dict[str, dict[str, float]]:
     try:
         found = TagWeightsFile.model_validate_json(read_text(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise InputError(f"{path}: no file of tag weights: {where}: {first['msg']}") from None
+        raise InputError(f"{path}: no file of tag weights ({first_fault(error)})") from None
     if found.format != FORMAT:
         raise InputError(f"{path}: no file of tag weights (its format is {found.format!r})")
     return found.weights

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cp_agents.errors import InputError
+from cp_agents.errors import InputError, first_fault
 from cp_agents.exports import CARD, check_folder, check_seals, seal, whole_folder
 from cp_agents.files import read_text
 from cp_agents.prompts.render import Prompt, built_in_languages, load_prompt
@@ -146,9 +146,7 @@ def load_sft_data(folder: str | Path) -> SftData:
     try:
         card = SftCard.model_validate_json(read_text(folder / CARD))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{folder / CARD}: not a card of SFT data ({where}: {first['msg']})") from None
+        raise InputError(f"{folder / CARD}: not a card of SFT data ({first_fault(error)})") from None
     check_seals(folder, card.files)
     version = load_prompt(card.read_taxonomy(), card.language).version
     if version != card.prompt_version:

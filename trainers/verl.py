@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cp_agents.errors import InputError
+from cp_agents.errors import InputError, first_fault
 from cp_agents.taxonomy import load_taxonomy
 from cp_agents.trainers.confidence_reward import ConfidenceReward
 from cp_agents.trainers.rewards import RewardSettings
@@ -94,8 +94,7 @@ def _settings(given: Mapping[str, Any]) -> RewardSettings:
     try:
         return RewardSettings.model_validate(dict(given))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}") from None
+        raise InputError(first_fault(error, "settings")) from None
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cp_agents.errors import InputError
+from cp_agents.errors import InputError, first_fault
 from cp_agents.evaluation.loading import Gold, load_gold
 from cp_agents.files import read_text
 
@@ -84,9 +84,7 @@ def open_dataset(folder: str | Path) -> Dataset:
     try:
         return Dataset(folder, Card.model_validate_json(read_text(path)))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise InputError(f"{path}: {where}: {first['msg']}") from None
+        raise InputError(f"{path}: {first_fault(error)}") from None
 
 
 def read_gold(dataset: Dataset, truth_field: str | None = None) -> tuple[Gold, str]:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from cp_agents.bench.results import BenchResults, DatasetResult, Grid, MethodResult
 from cp_agents.bench.table1 import metric_grid
-from cp_agents.errors import InputError
+from cp_agents.errors import InputError, first_fault
 from cp_agents.evaluation.profile_sums import AVERAGE
 from cp_agents.files import read_text
 
@@ -35,9 +35,7 @@ def load_results(folder: str | Path) -> Entry:
     try:
         found = BenchResults.model_validate_json(read_text(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise InputError(f"{path}: no results of `bench run` ({where}: {first['msg']})") from None
+        raise InputError(f"{path}: no results of `bench run` ({first_fault(error)})") from None
     return Entry((folder if folder.is_dir() else folder.parent).resolve().name, found)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cp_agents.errors import InputError
+from cp_agents.errors import InputError, first_fault
 from cp_agents.files import read_text
 from cp_agents.schema import NA
 from cp_agents.taxonomy import Attribute, Taxonomy, fold, load_taxonomy
@@ -248,9 +248,7 @@ def load_rules(source: str | Path) -> tuple[Rules, Taxonomy]:
     try:
         rules = Rules.model_validate({**raw, "version": hashlib.sha256(text.encode()).hexdigest()[:12]})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ", ".join(map(str, first["loc"]))
-        raise InputError(f"rules {source}: {where}: {first['msg']}") from None
+        raise InputError(f"rules {source}: {first_fault(error)}") from None
     taxonomy = load_taxonomy(rules.taxonomy)
     _check(rules, taxonomy, str(source))
     return rules, taxonomy
