@@ -33,6 +33,8 @@ from cp_agents.routing import ReviewPolicy
 from cp_agents.schema import NA, Outcome
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import Attribute, Tag, Taxonomy, load_taxonomy
+from cp_agents.trainers.confidence_reward import ConfidenceReward
+from cp_agents.trainers.sft_data import export_sft
 from cp_agents.wire import WireAnswer, write_answer
 from tests.support import RECORD, ScriptedBackend
 
@@ -465,6 +467,23 @@ def test_two_runs_that_word_the_same_value_otherwise_agree(tmp_path: Path) -> No
         assert found.differing == 0
         assert found.a.gold is not None
         assert found.a.gold.attributes["topic"].at_tau[0].true_recall == 1.0
+
+
+# --- training
+
+
+def test_students_learn_the_voted_wording_and_rewards_refuse_free_text(many: Path, tmp_path: Path) -> None:
+    data = export_sft(many, "many", tmp_path / "sft", validation=0.0)
+    rows = list(data.rows("train"))
+    assert len(rows) == 40
+    for row in rows:
+        taught = parse_answer(row["completion"][0]["content"], TOPICS).attributes["topic"]
+        assert taught.tag == row["tags"]["topic"]
+        assert words_of(taught.tag or "") in (("jazz",), ("chess",))
+    balance = data.card.balance["topic"]
+    assert {tag: taught.train for tag, taught in balance.items()} == {"(free text)": 40, NA: 0}
+    with pytest.raises(InputError, match="rewards need the tags of a closed set, and topic is open"):
+        ConfidenceReward(TOPICS)
 
 
 # --- the ablation

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cp_agents.errors import InputError
+from cp_agents.open_sets import refuse_open
 from cp_agents.parsing import LENGTH
 from cp_agents.taxonomy import Attribute, Taxonomy
 from cp_agents.trainers.gather import gather, group_rows
@@ -63,8 +64,10 @@ class ConfidenceReward:
         """`group_size` is G, checked at every call; without one all groups have to be of one size.
 
         `end_tokens` are the ids that end an answer: with them, a completion whose `completion_ids` end by none counts
-        as cut by length. Raises `InputError` for a group size below 2.
+        as cut by length. Raises `InputError` for a group size below 2, and for a taxonomy with an open attribute: a
+        group that votes over wordings would be rewarded for writing alike.
         """
+        refuse_open(taxonomy, "rewards")
         if group_size is not None:
             group_rows(["any"] * group_size, group_size)
         self.taxonomy = taxonomy

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cp_agents.errors import InputError
+from cp_agents.open_sets import refuse_open
 from cp_agents.prompts.render import load_prompt
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import Taxonomy
@@ -31,6 +32,8 @@ def check_road(
 
     `users` are the ids of `run` by what they are for: sft, rl, held_out.
     """
+    if "grpo" in settings.stages:
+        refuse_open(taxonomy, "rewards")
     _check_base(settings, taxonomy)
     finished = {profile.user_id for _, profile in store.profiles(run)}
     if not finished:

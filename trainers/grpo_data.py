@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from cp_agents.errors import InputError
+from cp_agents.open_sets import refuse_open
 from cp_agents.prompts.render import Prompt, load_prompt
 from cp_agents.stores.traces import TraceStore
 from cp_agents.taxonomy import Taxonomy
@@ -65,6 +66,7 @@ def load_grpo_data(settings: GrpoSettings, base: Base) -> GrpoData:
         else:
             taxonomy, language = _check_base_run(store, run_id, base, settings.language or "en")
             found = reference_rows(store, run_id, taxonomy)
+        refuse_open(taxonomy, "rewards")
         labels = _reviewed(store, taxonomy) if settings.hybrid else {}
     if settings.users is not None:
         found = _kept(found, settings.users, run_id)

@@ -20,6 +20,8 @@ from cp_agents.trainers.sft_rows import TRAIN, VALIDATION, Target
 
 FILES = {TRAIN: "train.jsonl", VALIDATION: "validation.jsonl"}
 """File names by side."""
+FREE_TEXT = "(free text)"
+"""In the card's class balance: any value of an open attribute."""
 
 
 class _Record(NamedTuple):
@@ -52,7 +54,10 @@ class SftExport:
         self.dropped[sft_rows.UNFINISHED] = self.records - len(self.finished)
         self.failing = dict.fromkeys(taxonomy.names, 0)
         self.gold = self.ungrounded = 0
-        self.balance = {a.name: {tag: TagCount() for tag in a.names} for a in taxonomy.attributes}
+        self.balance = {
+            a.name: {tag: TagCount() for tag in ((FREE_TEXT, NA) if a.open else a.names)}
+            for a in taxonomy.attributes
+        }
 
     def write(self, folder: Path, seed: int, validation: float) -> None:
         """Write the rows of both sides, each user's on the side that id and seed say."""
@@ -144,5 +149,6 @@ class SftExport:
     def _count(self, row: Mapping[str, Any], side: str) -> None:
         self.gold += len(row["gold"])
         for name, tag in row["tags"].items():
-            count = self.balance[name][tag]
+            balance = self.balance[name]
+            count = balance[tag if tag in balance else FREE_TEXT]
             setattr(count, side, getattr(count, side) + 1)
