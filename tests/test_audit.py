@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 from cp_agents import Profiler
 from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.cli.app import app
+from cp_agents.cli.tables import print_table, short_interval
 from cp_agents.errors import CpAgentsError, InputError
 from cp_agents.evaluation.audit import GroupAudit, audit_groups, said_outcomes
 from cp_agents.evaluation.groups import groups_by
@@ -262,7 +266,7 @@ def test_the_verb_audits_files_runs_and_the_filter(folder: Path) -> None:
     assert "groups kept least often" in out
     code, silent = run("audit", "p.jsonl", "--gold", "gold.jsonl", "--by", "gender", "--tau", "never")
     assert code == 0
-    assert "0.00 (0.00-0.00)" in silent
+    assert "0.00 [.00,.00]" in silent
 
 
 def test_the_verb_probes_and_keeps_the_runs(folder: Path) -> None:
@@ -305,3 +309,27 @@ def test_mistakes_are_sentences(folder: Path, arguments: list[str], sentence: st
     code, out = run(*arguments)
     assert code == 2
     assert sentence in out
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "short"),
+    [
+        (0.0, 1.0, "[.00,1]"),
+        (-0.034, 0.5, "[-.03,.50]"),
+        (2.881, 3.1, "[2.88,3.10]"),
+        (-1.0, 0.999, "[-1.00,1]"),
+    ],
+)
+def test_an_interval_is_short(low: float, high: float, short: str) -> None:
+    assert short_interval(low, high) == short
+
+
+def test_a_table_that_is_too_wide_cuts_no_number() -> None:
+    table = Table("attribute", "accuracy")
+    table.add_row("education_level", "0.98 [.97,1]")
+    for width in (80, 29):
+        console = Console(width=width, file=io.StringIO())
+        print_table(console, table)
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert max(map(len, shown.splitlines())) <= width
+        assert all(word in shown for word in ("education_level", "0.98", "[.97,1]"))

@@ -413,3 +413,25 @@ def test_on_published_data_the_promise_is_kept_on_users_that_were_not_used(share
     assert {name for name, check in checks.items() if check.answered > 25} >= {"gender", "age"}
     for check in checks.values():
         assert check.kept >= 0.9
+
+
+def test_a_verdict_speaks_of_the_tau_that_the_walk_came_to() -> None:
+    # 40 answers at tau 5 with two mistakes end the walk; that 200 at tau 1 have no other counts for nothing
+    level = np.repeat([5.0, 1.0], [40, 160])
+    right = np.ones(200)
+    right[:2] = 0
+    found = choose(outcomes(level, right), Promise(0.9))
+    assert found.tau == NEVER
+    assert found.verdict.startswith("not sure yet: 0.95 at tau 5 (40 answers)")
+    right[:6] = 0
+    found = choose(outcomes(level, right), Promise(0.9))
+    assert found.verdict == (
+        "not sure yet: 0.85 at tau 5 (40 answers), and looser ones are tried only after it: 0.97 at tau 1 (200 answers)"
+    )
+
+
+def test_nobody_is_told_to_get_more_labels_than_there_are_people() -> None:
+    right = np.ones(1000)
+    right[:99] = 0
+    found = choose(outcomes(np.full(1000, 5.0), right), Promise(0.9))
+    assert found.verdict.endswith("so close to the target that it would take more than 10,000 labels")

@@ -134,9 +134,11 @@ def notes_of(source: Source, *more: str, students: str = "") -> list[str]:
     run, known = source.run, paper()
     labelled = read_outcomes({}, source.gold, run.taxonomy)
     counts = [int(o.labelled.sum()) for o in labelled.values()]
+    least, most = min(counts), max(counts)
+    labelled_users = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     notes = [
-        f"data: {len(source.gold):,} users with gold, {min(counts):,} to {max(counts):,} of them labelled on an"
-        f" attribute; the paper's: {known['data']}",
+        f"data: {len(source.gold):,} users with gold, {labelled_users} of them labelled on an attribute; the paper's:"
+        f" {known['data']}",
         f"teacher: {run.backend}, {run.settings.samples} samples a user; the paper's: {known['teacher']}, 10 samples",
     ]
     if students:

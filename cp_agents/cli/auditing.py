@@ -125,10 +125,10 @@ def audit(
             json.dump(whole, file, indent=1)
     console = tables.console()
     for one in found:
-        console.print(_cells(one, min_users))
-    console.print(_gaps(found))
+        tables.print_table(console, _cells(one, min_users))
+    tables.print_table(console, _gaps(found))
     if filtered:
-        console.print(_filter(filtered))
+        tables.print_table(console, _filter(filtered))
     for sentence in sentences(found, len(profilers) > 1):
         console.print(sentence, markup=False)
 
@@ -235,7 +235,7 @@ def _cells(found: _Found, min_users: int) -> Table:
     from cp_agents.evaluation.audit import MEASURES
 
     title = f"{found.profiler} by {found.by} (* of fewer than {min_users} users: not compared)"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(title), title_justify="left", pad_edge=False)
     for name in ("attribute", "group", "users"):
         table.add_column(name, justify="right" if name == "users" else "left")
     for measure in MEASURES:
@@ -255,13 +255,15 @@ def _cells(found: _Found, min_users: int) -> Table:
 
 
 def _number(cell: Cell) -> str:
-    if cell.value is None:
+    from cp_agents.cli.tables import short_interval
+
+    if cell.value is None or cell.low is None or cell.high is None:
         return "-"
     mark = "" if cell.compared else "*"
-    return f"{cell.value:.2f} ({cell.low:.2f}-{cell.high:.2f}){mark}"
+    return f"{cell.value:.2f} {short_interval(cell.low, cell.high)}{mark}"
 
 
-def _gaps(found: Iterable[_Found]) -> Table:
+def _gaps(found: list[_Found]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -274,23 +276,28 @@ def _gaps(found: Iterable[_Found]) -> Table:
         "highest",
         "lowest",
         "gap",
-        "lowest/highest",
+        "ratio",
         "by chance",
     )
+    # what is the same in every row stands in the title of the table above
+    told = [len({one.profiler for one in found}) > 1, len({one.by for one in found}) > 1, *[True] * 7]
     for i, name in enumerate(names):
-        table.add_column(name, justify="left" if i < 6 else "right")
+        if told[i]:
+            table.add_column(name, justify="left" if i < 6 else "right")
     for entry in _compared(found):
         cells = (entry.profiler, entry.by, entry.audit.attribute, entry.measure, *_gap_cells(entry.gap))
-        table.add_row(*map(escape, cells))
+        table.add_row(*(escape(cell) for cell, shown in zip(cells, told, strict=True) if shown))
     return table
 
 
 def _gap_cells(gap: Gap) -> tuple[str, ...]:
+    from cp_agents.cli.tables import short_interval
+
     mark = " !" if gap.chance <= _SUSPICIOUS else ""
     return (
         gap.highest,
         gap.lowest,
-        f"{gap.difference:.2f} ({gap.low:.2f}-{gap.high:.2f})",
+        f"{gap.difference:.2f} {short_interval(gap.low, gap.high)}",
         "-" if gap.ratio is None else f"{gap.ratio:.2f}",
         f"{gap.chance:.3f}{mark}",
     )

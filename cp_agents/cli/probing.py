@@ -78,7 +78,7 @@ def probe(
         with whole_file(json_file) as file:
             json.dump({"swap": swap, "attributes": [shift.model_dump() for shift in found]}, file, indent=1)
     console = tables.console()
-    console.print(_table(found, planned, swap))
+    tables.print_table(console, _table(found, planned, swap))
     for line in sentences(found, planned, swap):
         console.print(line, markup=False)
     console.print(f"runs {name}-as-is, -again, -swapped and -missing are in {store}", markup=False)
@@ -154,20 +154,26 @@ def sentences(found: list[Shift], planned: Probe, swap: str) -> list[str]:
 def _table(found: list[Shift], planned: Probe, swap: str) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"what changes when {swap} is swapped (share of users, 95 %)", title_justify="left")
-    names = ("attribute", "users", "other samples", "swapped", "missing", "beyond noise", "p", "confidence")
+    from cp_agents.cli import tables
+
+    counts = sorted({shift.users for shift in found})
+    whose = f"share of {counts[0]:,} users" if len(counts) == 1 else "share of users"
+    title = f"what changes when {swap} is swapped ({whose}, 95 %)"
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    names = ("attribute", "users", "other samples", "swapped", "left out", "beyond noise", "p", "confidence")
     for name in names:
-        table.add_column(name, justify="left" if name == "attribute" else "right")
+        if name != "users" or len(counts) > 1:
+            table.add_column(name, justify="left" if name == "attribute" else "right")
     for shift in found:
         mark = " (swapped)" if shift.attribute == planned.attribute else ""
         table.add_row(
             shift.attribute + mark,
-            str(shift.users),
+            *([str(shift.users)] if len(counts) > 1 else []),
             f"{shift.again:.3f}",
             f"{shift.swapped:.3f}",
             f"{shift.missing:.3f}",
-            f"{shift.excess:+.3f} ({shift.low:+.3f} to {shift.high:+.3f})",
-            "<0.001" if shift.p < 0.001 else f"{shift.p:.3f}",
-            f"{shift.confidence:+.2f} ({shift.confidence_low:+.2f} to {shift.confidence_high:+.2f})",
+            f"{shift.excess:+.3f} {tables.short_interval(shift.low, shift.high)}",
+            "<.001" if shift.p < 0.001 else f"{shift.p:.3f}",
+            f"{shift.confidence:+.2f} {tables.short_interval(shift.confidence_low, shift.confidence_high)}",
         )
     return table

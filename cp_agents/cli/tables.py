@@ -25,6 +25,27 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
+def short_interval(low: float, high: float) -> str:
+    """`[-.02,1]`: two decimals and no space, so that a narrow terminal breaks the line before it, not within it."""
+    ends = [f"{end:.2f}" for end in (low, high)]
+    short = (
+        "1" if end == "1.00" else end.replace("0.", ".", 1) if abs(float(end)) < 1 else end for end in ends
+    )
+    return f"[{','.join(short)}]"
+
+
+def print_table(console: Console, table: Table) -> None:
+    """The table; where it is wider than the terminal, with every column as narrow as its longest word allows.
+
+    Left to itself it would cut numbers in the columns that it makes narrow.
+    """
+    if console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width:
+        for column in table.columns:
+            texts = (str(text) for text in (column.header, *column.cells))
+            column.width = max((len(word) for text in texts for word in text.split()), default=1)
+    console.print(table)
+
+
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[BatchReport], None]]:
     """A live line on stderr: records a second, tokens, cost, errors by type, time left."""

@@ -129,11 +129,14 @@ def thresholds(
         with whole_file(json_file) as file:
             json.dump(whole, file, indent=1)
     console = tables.console()
-    console.print(_choices(found, promise))
+    tables.print_table(console, _choices(found, promise))
+    for choice in found.values():
+        if not choice.answered:
+            console.print(f"{choice.attribute}: {choice.verdict}", markup=False)
     for note in [*what_holds(promise, outcomes, found), *source.notes]:
         console.print(note, markup=False)
     if checks:
-        console.print(_splits(checks, promise))
+        tables.print_table(console, _splits(checks, promise))
     if dry_run:
         console.print(
             "nothing written; by hand: " + " ".join(f"--tau {word}" for word in words), markup=False
@@ -252,7 +255,6 @@ def _choices(found: Mapping[str, Choice], promise: Promise) -> Table:
     table = Table(title=f"tau for {goal} ({promise.risk})", title_justify="left")
     for name in ("attribute", "tau", "accuracy", "95 %", "coverage", "answered"):
         table.add_column(name, justify="left" if name == "attribute" else "right")
-    table.add_column("verdict", overflow="fold")
     for choice in found.values():
         known = choice.accuracy is not None
         table.add_row(
@@ -262,7 +264,6 @@ def _choices(found: Mapping[str, Choice], promise: Promise) -> Table:
             f"{choice.low:.3f}-{choice.high:.3f}" if known else "-",
             f"{choice.coverage:.3f}",
             str(choice.answered),
-            choice.verdict,
         )
     return table
 

@@ -82,6 +82,7 @@ def walk(counts: Sequence[tuple[int, int]], target: float, delta: float, ratio: 
     return safe
 
 
+@lru_cache(maxsize=4096)
 def fewest_answers(target: float, delta: float, ratio: float, accuracy: float = 1.0) -> int | None:
     """The fewest answers with which the test passes at this accuracy; None where a million would not do.
 

@@ -32,6 +32,8 @@ from cp_agents.schema import CONFIDENCE_LEVELS, Status
 
 Risk = Literal["conformal", "point"]
 RISKS: tuple[Risk, ...] = get_args(Risk)
+_MOST_LABELS = 10_000
+"""That anybody is told to get."""
 
 
 class Promise(NamedTuple):
@@ -174,17 +176,28 @@ def _verdict(found: Level | None, levels: list[Level], labelled: int, promise: P
 
 
 def _more(answered: list[Level], best: Level, labelled: int, promise: Promise, ratio: float) -> str:
-    """How many more labels would do, at the accuracies seen."""
+    """How many more labels would do, at the accuracies seen.
+
+    The walk ends at the first tau that fails, so looser ones count for nothing, however good they are; stricter ones
+    were left out for having too few answers, and may pass with more.
+    """
     wanted = []
-    for level in answered:
+    strictest_first = answered[::-1]
+    tried = [promise_p(0, v.answered, promise.target, ratio) <= promise.delta for v in strictest_first]
+    for level in strictest_first[: tried.index(True) + 1]:
         needs = fewest_answers(promise.target, promise.delta, ratio, level.right / level.answered)
         if needs is not None:
             users = max(1, round((needs - level.answered) * labelled / level.answered))
             wanted.append((users, max(1, needs - level.answered), level))
     if not wanted:
-        return _out_of_reach(best)
+        failed = strictest_first[tried.index(True)]
+        if best.right <= promise.target * best.answered or best.tau >= failed.tau:
+            return _out_of_reach(best)
+        return f"not sure yet: {_seen(failed)}, and looser ones are tried only after it: {_seen(best)}"
     users, answers, level = min(wanted, key=lambda entry: entry[:2])
     seen = _seen(level)
+    if users > _MOST_LABELS:
+        return f"not sure yet: {seen}; so close to the target that it would take more than {_MOST_LABELS:,} labels"
     return (
         f"not sure yet: {seen}; at this accuracy about {answers:,} more answers ({users:,} labels) would do"
     )
