@@ -144,7 +144,7 @@ def _stem(word: str) -> str:
 # --- likeness
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=50_000)
 def alike(a: tuple[str, ...], b: tuple[str, ...]) -> float:
     """How alike two values are, 0..1, by their `words_of`; symmetric, and 1 for equal words."""
     if a == b:

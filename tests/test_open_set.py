@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from itertools import permutations
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from cp_agents.bench.dataset import open_dataset
 from cp_agents.bench.open_set import CLUSTERED, EXACT, FOLDED, HINDSIGHT, open_rows, read_recorded
 from cp_agents.calibrate import fit_run
 from cp_agents.cli.app import app
+from cp_agents.decide import ballots_of, count, tallies_of
 from cp_agents.errors import InputError
 from cp_agents.evaluation.compare import compare_runs
 from cp_agents.evaluation.confidence import compare_sources
 from cp_agents.evaluation.metrics import evaluate
+from cp_agents.evaluation.probe import plan_probe
+from cp_agents.evaluation.simulator import Sampler, simulate
 from cp_agents.open_sets import closed, linked, record_book, similarities, value_table
 from cp_agents.open_text import MOST_CHARS, THRESHOLD, alike, read_value, same_meaning, words_of
 from cp_agents.parsing import parse_answer
@@ -318,6 +322,30 @@ def test_clusters_are_voted_with_their_confidences_and_replay_decides_alike() ->
         assert next(replay(p.store, tau=["topic=never"]))["topic"].tag == NA
 
 
+written = st.sampled_from(
+    ["jazz", "Jazz", "the jazz", "web design", "web designer", "chess", "国际象棋", "🎸", NA]
+)
+
+
+@given(st.lists(st.tuples(written | values, st.integers(1, 5)), min_size=1, max_size=12))
+def test_any_free_text_is_voted_as_equation_3_says(said: list[tuple[str, int]]) -> None:
+    read = [(i, TOPICS["topic"].match_tag(text), c) for i, (text, c) in enumerate(said)]
+    rows = [(i, "s", "topic", tag, c) for i, tag, c in read if tag is not None]
+    ballots = ballots_of(rows, TOPICS, len(said))
+    [tally] = tallies_of(count(ballots, TOPICS, "weighted"), TOPICS, books=ballots.books)
+    found = tally["topic"]
+    assert found["survivors"] == len(rows)
+    agreeing = [row for row in rows if row[0] in found["agreeing"]]
+    assert found["score"] == sum(row[4] for row in agreeing)
+    assert found["voted"] in ({row[3] for row in agreeing} or {None})
+    assert {row[3] == NA for row in agreeing} <= {found["voted"] == NA}
+    alone = Counter[tuple[str, ...]]()
+    for _, _, _, tag, c in rows:
+        alone[("", NA) if tag == NA else words_of(tag)] += c
+    assert found["score"] >= max(alone.values(), default=0)  # what is joined only adds
+    assert tally["pet"]["voted"] is None
+
+
 def test_na_wins_as_a_cluster() -> None:
     with profiler([("jazz", 1), ("NA", 4), ("not stated", 5)]) as p:
         topic = p.profile(RECORD)["topic"]
@@ -538,3 +566,18 @@ def test_bench_open_prints_the_table_of_the_published_recording(shared_data: Pat
     assert rows[CLUSTERED]["groups"] <= rows[FOLDED]["groups"]
     assert rows["one model, on average"]["mean"]["value"] < rows[CLUSTERED]["mean"]["value"]
     assert "vote, by meaning" in result.output
+
+
+def test_samplers_are_not_simulated_on_free_text_and_a_field_of_free_text_is_swapped_among_records() -> None:
+    alone = Taxonomy(name="topic", attributes=[TOPICS.attributes[0]])
+    with pytest.raises(
+        InputError, match="simulated samplers need the tags of a closed set, and topic is open"
+    ):
+        simulate(Sampler(), taxonomy=alone)
+    records = [
+        {"user_id": f"u{i}", "posted": ["x"], "self_reported": {"topic": topic}}
+        for i, topic in enumerate(("Jazz", "chess", "Jazz"))
+    ]
+    swaps = plan_probe(records, "topic", TOPICS).swaps
+    assert swaps["u0"] == ("Jazz", "chess")
+    assert swaps["u1"] == ("chess", "Jazz")

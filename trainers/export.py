@@ -140,7 +140,10 @@ def model_card(student: Student, card: StudentCard) -> str:
         "## Training",
         f"```json\n{json.dumps(training, indent=1, ensure_ascii=False)}\n```",
         "## Taxonomy",
-        "\n".join(f"- `{a.name}`: {', '.join(a.names)}" for a in student.taxonomy.attributes),
+        "\n".join(
+            f"- `{a.name}`: {'free text, ' if a.open else ''}{', '.join(a.names)}"
+            for a in student.taxonomy.attributes
+        ),
         "## Prompt",
         f"The user's cues stand where the dots are.\n\n{turns}",
     ]

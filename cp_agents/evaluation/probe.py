@@ -94,7 +94,8 @@ def plan_probe(records: Sequence[Record], field: str, taxonomy: Taxonomy) -> Pro
         for _, value in _fields(record, names):
             if (read := _read(value, attribute)) is not None:
                 spellings[read][str(value)] += 1
-    values = list(attribute.names[:-1]) if attribute is not None else sorted(spellings)
+    tags = () if attribute is None else attribute.names[:-1]
+    values = list(tags) or sorted(spellings)  # an open attribute has no tags, so other values in the records
     if not spellings:
         raise InputError(f"no record reports a field {field!r} that can be read: nothing can be swapped")
     if len(values) < 2:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cp_agents.decide import Ballots, empty_ballots
 from cp_agents.errors import InputError
 from cp_agents.evaluation.loading import Gold
+from cp_agents.open_sets import refuse_open
 from cp_agents.schema import CONFIDENCE_LEVELS, NA
 from cp_agents.taxonomy import Attribute, Tag, Taxonomy
 
@@ -94,6 +95,7 @@ def simulate(
     """
     taxonomy = taxonomy or simulated_taxonomy()
     taxonomy = Taxonomy(name=taxonomy.name, attributes=taxonomy.attributes[:1])
+    refuse_open(taxonomy, "simulated samplers")
     attribute = taxonomy.attributes[0]
     na = attribute.codes[NA]
     _check(sampler, prior, attribute, users, samples)
