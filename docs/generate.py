@@ -48,9 +48,10 @@ def config_reference() -> str:
     group: Any = typer.main.get_command(app)
     lines = [
         "# Configuration", "",
-        f"`./{CONFIG_NAME}`, or the file that `cp-agents --config FILE` names. A key at the top is for every verb"
-        " that has it, a table `[VERB]` (`[GROUP.VERB]` for a verb of a group) for one. A flag on the command line"
-        " goes before the file. An unknown key is refused.",
+        f"`./{CONFIG_NAME}`, or the file that `cp-agents --config FILE` names. A key has its flag's name. At the"
+        " top it is for every verb that has it and takes such a value, in a table `[VERB]` or `[GROUP.VERB]` for one,"
+        " in `[GROUP]` for the verbs of a group. What may be repeated takes a list, or one value. A flag on the command"
+        " line goes before the file. An unknown key is refused.",
         "",
         "```toml",
         'store = "traces.db"',
@@ -69,7 +70,8 @@ def config_reference() -> str:
         lines += [f"## `[{verb}]`", "", "| key | default | meaning |", "|---|---|---|"]
         for option in options:
             if option.name != "help":
-                lines.append(f"| `{option.name}` | {_default(option)} | {_cell(option.help or '')} |")
+                key = option.opts[0].removeprefix("--").replace("-", "_")
+                lines.append(f"| `{key}` | {_default(option)} | {_cell(option.help or '')} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 

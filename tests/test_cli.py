@@ -14,8 +14,8 @@ from sqlite_utils import Database
 from typer.testing import CliRunner
 
 import cp_agents.cli
-from cp_agents.cli.app import app
-from cp_agents.errors import CpAgentsError
+from cp_agents.cli.app import app, read_config
+from cp_agents.errors import CpAgentsError, InputError
 from cp_agents.stores.traces import TraceStore
 from tests.loopback import LoopbackConfig, running_server
 
@@ -228,6 +228,42 @@ def test_config_file_gives_defaults_and_flags_win(users: str) -> None:
     Path("cp-agents.toml").write_text("smaples = 3\n")
     said = run("profile", users, "--out", "p.jsonl")
     assert (said.code, said.err) == (2, "error: cp-agents.toml: no option 'smaples' in any verb\n")
+
+
+def test_one_configuration_serves_verbs_whose_options_differ_in_kind(tmp_path: Path) -> None:
+    """`backend` may be repeated in `bench run`, `users` is a number in one verb and a file in another."""
+    path = tmp_path / "c.toml"
+    path.write_text(
+        'backend = "lexicon"\nsamples = 3\ndraws = 20\nusers = 9\ntau = ["2", "age=3"]\n'
+        '[bench]\nseed = 5\n[bench.simulate]\njson = "s.json"\n[audit]\nby = "gender"\n'
+    )
+    found = read_config(path)
+    assert found["profile"]["backend"] == "lexicon"
+    assert found["profile"]["tau"] == ["2", "age=3"]
+    run_, simulate = found["bench"]["run"], found["bench"]["simulate"]
+    assert run_ == {"backend": ["lexicon"], "samples": 3, "draws": 20, "seed": 5}
+    assert (simulate["samples"], simulate["users"], simulate["seed"]) == ([3], 9, 5)
+    assert simulate["json_file"] == "s.json"
+    assert "users" not in found["bench"]["table"]
+    assert found["audit"]["by"] == ["gender"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[bench.rum]\nsamples = 2\n", r"\[bench\] has no verb or option 'rum'"),
+        ("[bench.run]\nsampels = 2\n", r"\[bench.run\] has no option 'sampels'"),
+        ("[bench]\nsampels = 2\n", r"\[bench\] has no verb or option 'sampels'"),
+        ("bench = 3\n", r"\[bench\] should be a table"),
+        ('draws = "many"\n', "draws cannot be 'many' in any verb"),
+        ("[nowhere]\ndraws = 3\n", "no option 'nowhere' in any verb"),
+    ],
+)
+def test_a_configuration_that_no_verb_takes_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_config(path)
 
 
 def test_doctor_with_and_without_an_endpoint() -> None:

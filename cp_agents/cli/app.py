@@ -59,7 +59,7 @@ def configure(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options in the configuration file have the flags' names; a table [VERB] holds those of one verb."""
+    """Options in the configuration file have the flags' names; a table [VERB] (or [GROUP.VERB]) is for one verb."""
     path = config or (Path(CONFIG_NAME) if Path(CONFIG_NAME).is_file() else None)
     if path is not None:
         context.default_map = read_config(path)
@@ -67,6 +67,7 @@ def configure(
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration as click's defaults per verb. Raises `InputError` for an option that no verb has."""
+    from cp_agents.cli.config_defaults import defaults, options_of
     from cp_agents.files import read_text
 
     if not path.is_file():
@@ -77,39 +78,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not TOML ({error})") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply") from None
-    group: Any = typer.main.get_command(app)
-    options = _options(group)
-    shared = {k.replace("-", "_"): v for k, v in raw.items() if k not in options}
-    known = set().union(*(names for names in options.values() if isinstance(names, set)))
-    if unknown := sorted(set(shared) - known):
-        raise InputError(f"{path}: no option {unknown[0]!r} in any verb")
-    return _defaults(path, options, shared, {k: v for k, v in raw.items() if k in options})
-
-
-def _options(group: Any) -> dict[str, Any]:
-    """Option names per verb; a group of verbs holds a dict of its own."""
-    return {
-        name: _options(command) if hasattr(command, "commands") else {p.name for p in command.params}
-        for name, command in group.commands.items()
-    }
-
-
-def _defaults(
-    path: Path, options: dict[str, Any], shared: dict[str, Any], own: dict[str, Any]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for verb, names in options.items():
-        table = own.get(verb, {})
-        if not isinstance(table, dict):
-            raise InputError(f"{path}: [{verb}] should be a table of options")
-        if isinstance(names, dict):
-            found[verb] = _defaults(path, names, shared, table)
-            continue
-        table = {k.replace("-", "_"): v for k, v in table.items()}
-        if unknown := sorted(set(table) - names):
-            raise InputError(f"{path}: [{verb}] has no option {unknown[0]!r}")
-        found[verb] = {k: v for k, v in shared.items() if k in names} | table
-    return found
+    return defaults(path, options_of(typer.main.get_command(app)), raw)
 
 
 app.command("demo")(demo.demo)
