@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 
-.PHONY: help setup setup-dev demo train-smoke test test-light test-vllm lint format typecheck docs bench bench-vllm bench-peers clean
+.PHONY: help setup setup-dev demo train-smoke notebooks test test-light test-vllm lint format typecheck docs bench bench-vllm bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## show this help
@@ -82,6 +82,9 @@ bench: $(VENV)/.dev ## measure throughput against a loopback server
 train-smoke: $(VENV)/.dev ## a tiny model goes from a teacher's run to a student that serves
 	@rm -rf smoke
 	@$(BIN)/python cookbook/train_smoke.py smoke
+
+notebooks: $(VENV)/.dev ## run the cookbook's notebooks and keep their outputs
+	@$(BIN)/python cookbook/notebooks/run.py
 
 PEERS_VENV ?= .venv-peers
 

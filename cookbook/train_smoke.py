@@ -60,7 +60,10 @@ def tiny_model(folder: Path, texts: list[str]) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=1200, special_tokens=special, initial_alphabet=alphabet)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=1200, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[0])
     fast.chat_template = (
