@@ -180,10 +180,11 @@ write_jsonl("few.jsonl", mixed[:few])
 write_jsonl("more.jsonl", mixed[:more])
 write_jsonl("others.jsonl", mixed[more:])
 
-# !cp-agents thresholds --store traces.db --gold few.jsonl --target-accuracy 0.9 --dry-run
+# %% language="bash"
+# cp-agents thresholds --store traces.db --gold few.jsonl --target-accuracy 0.9 --dry-run
 
-# %%
-# !cp-agents thresholds --store traces.db --gold more.jsonl --target-accuracy 0.9
+# %% language="bash"
+# cp-agents thresholds --store traces.db --gold more.jsonl --target-accuracy 0.9
 
 # %% [markdown]
 # Fifty labels do for gender and are too few for the rest: of fifty users, ten have a tau of 5, and it takes
@@ -194,9 +195,11 @@ write_jsonl("others.jsonl", mixed[more:])
 # The choice went to `cp-agents.toml`, which `profile` and `replay` read. Decide again with it, and look at the
 # users who had no label:
 
+# %% language="bash"
+# cat cp-agents.toml
+# cp-agents replay --store traces.db --out decided.jsonl
+
 # %%
-# !cat cp-agents.toml
-# !cp-agents replay --store traces.db --out decided.jsonl
 from cp_agents.evaluation.loading import load_predictions
 from cp_agents.evaluation.outcomes import by_user
 
@@ -221,17 +224,21 @@ with TraceStore("traces.db") as store:
     for row in waiting:
         answer_one(store, row["review_id"], gold[row["user_id"]][row["attribute"]], reviewer="ann")
 
-# !cp-agents thresholds --store traces.db --from-reviews --target-accuracy 0.9 --dry-run
+# %% language="bash"
+# cp-agents thresholds --store traces.db --from-reviews --target-accuracy 0.9 --dry-run
 
 # %% [markdown]
+# The audit's people are others than the two hundred above, so age gets another tau; each choice keeps its
+# promise, and luck decides how much coverage it costs.
+#
 # Only the audit counts. The other reviewed rows were chosen *because* they are doubtful: they say nothing
 # of answers that nobody doubted, and a tau chosen on them would answer too little or break its word. So give
 # the audit its share from the first run on (`profile --review audit_share=0.05`).
 #
 # ## For everybody alike? The audit by group
 
-# %%
-# !cp-agents audit decided.jsonl --gold gold.jsonl --by self_reported.region --records users.jsonl
+# %% language="bash"
+# cp-agents audit decided.jsonl --gold gold.jsonl --by self_reported.region --records users.jsonl
 
 # %% [markdown]
 # The promise of 90 % is one over *all* users, and it is kept. But with age, two in a hundred answers are
@@ -285,7 +292,8 @@ for i in range(USERS // 8):
     )
 write_jsonl("people.jsonl", people)
 
-# !cp-agents probe people.jsonl --swap gender --backend lexicon --store probe.db
+# %% language="bash"
+# cp-agents probe people.jsonl --swap gender --backend lexicon --store probe.db 2>&1
 
 # %% [markdown]
 # `other samples` is how often a tag changes when the *same* record is asked again: the noise. `swapped` is

@@ -82,8 +82,8 @@ for tag, stated, probability in rows[:5]:
 #
 # `evaluate` judges all sources at once. With `--store` it reads the samples too.
 
-# %%
-# !cp-agents evaluate profiles.jsonl --gold gold.jsonl --store traces.db | sed -n '/sources/,$p'
+# %% language="bash"
+# cp-agents evaluate profiles.jsonl --gold gold.jsonl --store traces.db | sed -n '/sources/,$p'
 
 # %% [markdown]
 # - **ece** (expected calibration error) and **brier**: how far the number is from a probability. Lower is
@@ -198,9 +198,10 @@ gold = [{"user_id": user, "truth": drawn.gold[user]} for user in mixed]
 write_jsonl("labelled.jsonl", gold[: USERS // 6])
 write_jsonl("others.jsonl", gold[USERS // 6 :])
 
-# !cp-agents calibrate fit --store traces.db --gold labelled.jsonl --kind isotonic --out isotonic.json
-# !cp-agents replay --store traces.db --calibrator isotonic.json --out scaled.jsonl
-# !cp-agents evaluate scaled.jsonl --gold others.jsonl --store traces.db | sed -n '/sources/,$p'
+# %% language="bash"
+# cp-agents calibrate fit --store traces.db --gold labelled.jsonl --kind isotonic --out isotonic.json
+# cp-agents replay --store traces.db --calibrator isotonic.json --out scaled.jsonl
+# cp-agents evaluate scaled.jsonl --gold others.jsonl --store traces.db | sed -n '/sources/,$p'
 
 # %% [markdown]
 # `probability` is the new row: better calibrated than any of the others, and as discriminating as S, which it
