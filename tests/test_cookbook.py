@@ -21,6 +21,8 @@ from cookbook.notebooks.run import drift, execute, plain, read, scripts, tidy
 from tests.conftest import ROOT
 
 SMALL: dict[str, dict[str, Any]] = {
+    "04_thresholds_and_trust": {"USERS": 200, "TRIES": 5},
+    "06_confidence_sources": {"USERS": 120},
     "05_teacher_to_student": {
         "SFT_USERS": 120,
         "EPOCHS": 3,
@@ -30,7 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
 }
 """Settings of recipes that would take long; their outputs are then not those that are kept."""
-NEEDS = {"04": ["fairlearn", "sklearn"], "05": ["torch", "trl"], "07": ["sklearn", "scipy", "lightgbm"]}
+NEEDS = {"04": ["fairlearn"], "05": ["torch", "trl"]}
 """Packages of the extras that a recipe names."""
 GUARD = '''
 """Every Python of a notebook reads this first: nothing but this machine can be reached."""

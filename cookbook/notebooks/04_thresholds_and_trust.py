@@ -236,6 +236,8 @@ with TraceStore("traces.db") as store:
 # the audit its share from the first run on (`profile --review audit_share=0.05`).
 #
 # ## For everybody alike? The audit by group
+#
+# (Extra `[audit]`.) The groups are those of a field that users report themselves:
 
 # %% language="bash"
 # cp-agents audit decided.jsonl --gold gold.jsonl --by self_reported.region --records users.jsonl
