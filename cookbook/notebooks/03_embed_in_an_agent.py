@@ -217,7 +217,7 @@ with sqlite3.connect("compared.db") as opened:
         writes = opened.execute("select value from writes where thread_id = ?", (durability,)).fetchall()
         known = any(b"t_moor_builds" in value for (value,) in rows + writes)
         size = sum(len(value) for (value,) in rows + writes)
-        print(f"{durability:5} {len(rows):2} checkpoints, {size / 1000:3.0f} kB, the handle is in them: {known}")
+        print(f"{durability:5} {len(rows):2} checkpoints, {size / 1000:3.0f} kB, the handle in them: {known}")
 
 # %% [markdown]
 # And when a user wants to be forgotten, name both files:

@@ -12,7 +12,7 @@
 #    rewarded, more where the reference was sure;
 # 5. the **student** is compared with the teacher on users that neither step has seen, and serves.
 #
-# Everything here is a toy, so that it runs on two cores in about a minute and a half: four kinds of
+# Everything here is a toy, so that it runs on two cores in two minutes or so: four kinds of
 # invented people, `lexicon` for the teacher, and a model of a million random weights for the student.
 # What it shows is the road, which is the same for a real one; what to change stands at the end.
 #
