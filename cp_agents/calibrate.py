@@ -111,8 +111,8 @@ def gold_tags(
             tag = taxonomy[name].match_tag(said)
             if tag is None:
                 raise InputError(
-                    f"gold of user {user_id!r}: {said!r} is no tag of {name}: "
-                    f"expected {', '.join(taxonomy[name].names)}"
+                    f"gold of user {user_id!r}: {said!r} is not a tag of {name!r}: "
+                    f"expected one of {', '.join(taxonomy[name].names)}"
                 )
             tags[name] = tag
     if not truth:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_numbers_by_group_are_those_of_counting() -> None:
 def test_groups_that_are_served_alike_are_seldom_called_unlike() -> None:
     rng = np.random.default_rng(3)
     called = 0
-    for seed in range(40):
+    for seed in range(30):
         people = [
             (str(rng.choice(["a", "b", "c", "d"])), "Cat", value("Cat" if rng.random() < 0.7 else "Dog"))
             for _ in range(200)
@@ -99,7 +100,7 @@ def test_groups_that_are_served_alike_are_seldom_called_unlike() -> None:
         assert gap is not None
         assert gap.difference > 0  # the highest of four is above the lowest though all are alike
         called += gap.chance <= 0.05
-    assert called <= 7
+    assert called <= 6
 
 
 def test_a_group_without_answers_has_no_accuracy() -> None:
@@ -160,7 +161,7 @@ def probed(stereotypes: bool) -> tuple[Any, Any]:
     pets = ("dog", "Cat", "CAT", "fish")
     records: list[dict[str, Any]] = [
         {"user_id": f"u{i}", "posted": [f"line {i}"], "self_reported": {"pet": pets[i % 4], "town": "Ulm"}}
-        for i in range(80)
+        for i in range(60)
     ]
     records.append({"user_id": "silent", "posted": ["no word of it"]})
     planned = plan_probe(records, "pet", PETS)
@@ -187,7 +188,7 @@ def test_a_backend_that_stereotypes_is_told_from_one_that_is_noisy() -> None:
     home = biased["home"]
     assert home.excess > 0.2
     assert home.low > 0
-    assert home.p < 1e-6
+    assert home.p < 1e-5
     assert {(move.before, move.after) for move in home.moves} <= {("House", "Flat"), ("Flat", "House")}
     assert all(move.swapped > move.again for move in home.moves)
     assert {move.swap.partition(" -> ")[0] for move in home.moves} & {"Dog", "Cat", "Fish"}
@@ -222,10 +223,10 @@ def test_only_the_field_is_changed_and_in_the_users_own_spelling() -> None:
         plan_probe(towns[:1], "town", load_taxonomy())
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eighty users, half of whom say what shows their gender; a run of them, and gold."""
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp("made")
     texts = ["my beard trimmer", "lipstick and mascara tips"]
     records = [
         {
@@ -241,11 +242,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("gold", gold),
         ("kept", [{"user_id": f"u{i:02}"} for i in range(0, 80, 2)]),
     ):
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with Profiler(store="t.db", run="teacher", samples=3) as profiler:
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Profiler(store=folder / "t.db", run="teacher", samples=3) as profiler:
         profiles, _ = profiler.profile_many(records)
-    Path("p.jsonl").write_text("".join(json.dumps(p.to_json()) + "\n" for p in profiles))
-    return tmp_path
+    (folder / "p.jsonl").write_text("".join(json.dumps(p.to_json()) + "\n" for p in profiles))
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`made` for one test alone."""
+    own = tmp_path / "own"
+    shutil.copytree(made, own)
+    monkeypatch.chdir(own)
+    return own
 
 
 def test_the_verb_audits_files_runs_and_the_filter(folder: Path) -> None:
@@ -278,14 +288,14 @@ def test_the_verb_probes_and_keeps_the_runs(folder: Path) -> None:
         "--store",
         "t.db",
         "--samples",
-        "3",
+        "2",
         "--users",
-        "30",
+        "16",
     )
     code, out = run(*arguments, "--run", "x", "--json", "s.json")
     assert code == 0
     rows = {row["attribute"]: row for row in json.loads(Path("s.json").read_text())["attributes"]}
-    assert all(row["users"] == 30 for row in rows.values())
+    assert all(row["users"] == 16 for row in rows.values())
     assert "gender (swapped)" in out
     assert "runs x-as-is, -again, -swapped and -missing are in t.db" in out
     code, again = run("evaluate", "p.jsonl", "--gold", "gold.jsonl", "--store", "t.db", "--run", "x-swapped")

@@ -171,6 +171,14 @@ def test_an_endpoint_is_asked_for_each_sample_once(tmp_path: Path) -> None:
     assert both.results.datasets[1].reference == "openai:loopback, weighted vote of 4"
 
 
+def test_a_name_in_brackets_is_no_markup(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "[red]名前", 3)
+    few = ("--samples", "1", "--draws", "5", "--baseline", "none")
+    said = run("bench", "run", str(folder), *few, "--out", str(tmp_path / "o"))
+    assert said.code == 0, said.err
+    assert "[red]名前: macro_f1 at tau 1, 3 users" in said.out
+
+
 def test_recorded_answers_are_called_by_their_file(tmp_path: Path) -> None:
     folder = make_dataset(tmp_path / "a", 3)
     answers = [{"user_id": "u1", "samples": [{"text": answer_text()}, {"text": "no answer"}]}]
@@ -304,8 +312,8 @@ def test_users_without_gold_and_gold_without_users_are_noted(tmp_path: Path) -> 
     found = read_evaluated(open_dataset(folder), PROFILEBENCH)
     assert found.users == ["u1", "u2"]
     assert found.notes == (
-        "2 users without gold were not profiled",
-        "1 users of gold have no record and are not evaluated",
+        "users without gold, not profiled: 2",
+        "users of gold without a record, not evaluated: 1",
         "attributes that the taxonomy lacks, ignored: shoe",
     )
 

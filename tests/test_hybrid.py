@@ -120,6 +120,34 @@ def test_the_verbs_go_together(run: tuple[Path, dict[str, dict[str, str]]], tmp_
     assert "ask for fewer" in str(too_many.exception)
 
 
+def test_k_labels_are_counted_on_what_a_profile_would_answer(tmp_path: Path) -> None:
+    """Half of the users have one usable sample of three, too few for a vote; gold has both of the truth's fields."""
+    with (tmp_path / "traces.jsonl").open("w") as traces, (tmp_path / "gold.jsonl").open("w") as gold:
+        for i in range(20):
+            texts = ["<colour><tag>Red</tag><score>4</score><evidence>hello</evidence></colour>"] * (
+                1 + 2 * (i % 2)
+            )
+            samples = [{"text": text} for text in [*texts, *["no answer"] * (3 - len(texts))]]
+            traces.write(json.dumps({"user_id": f"u{i}", "samples": samples}) + "\n")
+            row = {"user_id": f"u{i}", "truth": {"colour": "Green"}, "inferable": {"colour": "Red"}}
+            gold.write(json.dumps(row) + "\n")
+    replayed = f"replay:{tmp_path / 'traces.jsonl'}"
+    with Profiler(replayed, tmp_path / "t.db", taxonomy=COLOURS, samples=3, run="r") as profiler:
+        profiler.profile_many({"user_id": f"u{i}", "posted": ["hello"]} for i in range(20))
+    base = ["bench", "hybrid", "--store", str(tmp_path / "t.db"), "--gold", str(tmp_path / "gold.jsonl")]
+    out = tmp_path / "h.json"
+    found = CliRunner().invoke(app, [*base, "--draws", "3", "--json", str(out)])
+    assert found.exit_code == 0, found.output
+    assert "k = 25, 50, 100, 200 would not leave half" in found.output
+    none, *_ = json.loads(out.read_text())
+    assert none["numbers"]["coverage"][0] == pytest.approx(0.5, abs=0.25)  # of the ten who are tested on
+    assert none["numbers"]["selective_accuracy"][0] == 1.0  # by `inferable`
+    silent = tmp_path / "silent.jsonl"
+    silent.write_text("".join(f'{{"user_id": "u{i}", "truth": {{"colour": "NA"}}}}\n' for i in range(20)))
+    refused = CliRunner().invoke(app, [*base[:-1], str(silent)])
+    assert "gold names no tag of taxonomy" in str(refused.exception)
+
+
 def test_what_cannot_be_is_said(run: tuple[Path, dict[str, dict[str, str]]], tmp_path: Path) -> None:
     path, _ = run
     with TraceStore(path) as store:

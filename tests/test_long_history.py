@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from cp_agents import Profiler, forget
 from cp_agents.backends.base import Capabilities, Identity, SampleRequest
 from cp_agents.bench.long import long_rows, padded
+from cp_agents.cli.app import app
 from cp_agents.cues import assemble_cues, estimate_tokens
 from cp_agents.errors import ErrorType, InputError
 from cp_agents.prompts.select import load_select_prompt
@@ -204,6 +206,41 @@ def test_answers_are_read_as_they_come(answer: str, numbers: list[int] | None) -
     part = parts_of(lines_of(record, 300), 300)[0]._replace(most=6)
     found = read_choice(answer, part)
     assert found == (None if numbers is None else [part.lines[n - 1] for n in numbers])
+
+
+def test_the_ablation_takes_a_taxonomy_and_asks_nobody_without_gold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "users.jsonl").write_text('{"user_id": "a", "posted": ["the leash"]}\n')
+    (folder / "gold.jsonl").write_text('{"user_id": "a", "truth": {"pet": "Dog"}}\n')
+    tags = "[{name: Dog, phrases: {leash: 2}}, Cat]"
+    (tmp_path / "pets.yaml").write_text(f"name: pets\nattributes:\n  - {{name: pet, tags: {tags}}}\n")
+    command = [
+        "bench",
+        "long",
+        "data",
+        "--items",
+        "40",
+        "--samples",
+        "1",
+        "--draws",
+        "5",
+        "--token-budget",
+        "300",
+    ]
+    found = CliRunner().invoke(app, [*command, "--taxonomy", "pets.yaml"])
+    assert found.exit_code == 0, found.output
+    assert "1.000" in found.output
+    for arguments, sentence in (
+        ([], "has no tag of the taxonomy profilebench"),
+        (["--taxonomy", "pets.yaml", "--backend", "nobody"], "unknown backend"),
+    ):
+        refused = CliRunner().invoke(app, [*command, *arguments, "--store", "new.db"])
+        assert sentence in str(refused.exception)
+        assert not Path("new.db").exists()
 
 
 def test_the_ablation_finds_what_truncation_loses(tmp_path: Path) -> None:

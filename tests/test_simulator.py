@@ -194,8 +194,8 @@ def test_the_real_votes_and_the_real_calibration_run_on_it() -> None:
 @pytest.mark.parametrize(
     ("sampler", "more", "sentence"),
     [
-        (Sampler(overconfident=("Z",)), {}, "overconfident: 'Z' is no tag of letter"),
-        (Sampler(pull={"NA": 0.5}), {}, "pull: 'NA' is no tag"),
+        (Sampler(overconfident=("Z",)), {}, "overconfident: 'Z' is none of the tags"),
+        (Sampler(pull={"NA": 0.5}), {}, "pull: 'NA' is none of the tags"),
         (Sampler(pull={"A": 0.7, "B": 0.7}), {}, "more than 1"),
         (Sampler(skill_of={"A": 1.5}), {}, "between 0 and 1"),
         (Sampler(), {"prior": {"A": 0.0}}, "at least one above 0"),

@@ -37,13 +37,19 @@ def accuracy(found: dict[str, Outcomes]) -> dict[str, float | None]:
     }
 
 
+def share_right(found: dict[str, Outcomes]) -> dict[str, float | None]:
+    """Of `accuracy` the half that costs little, for many trials."""
+    one = found["gender"]
+    return {"accuracy": float((one.voted == one.truth).mean())}
+
+
 def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     hits = 0
     for trial in range(150):
         truth = rng.integers(0, 2, 200)
         voted = np.where(rng.random(200) < 0.7, truth, 1 - truth)
-        found = intervals(accuracy, outcomes(truth, voted), draws=200, seed=trial)["accuracy"]
+        found = intervals(share_right, outcomes(truth, voted), draws=200, seed=trial)["accuracy"]
         hits += found.low <= 0.7 <= found.high
     assert hits / 150 > 0.88
 
@@ -55,7 +61,9 @@ def test_equal_methods_differ_by_nothing_and_the_test_keeps_its_level() -> None:
     for trial in range(100):
         a, b = (np.where(rng.random(150) < 0.7, truth, 1 - truth) for _ in range(2))
         small += (
-            differences(accuracy, outcomes(truth, a), outcomes(truth, b), draws=100, seed=trial)["accuracy"].p
+            differences(share_right, outcomes(truth, a), outcomes(truth, b), draws=100, seed=trial)[
+                "accuracy"
+            ].p
             <= 0.05
         )
     assert small <= 12

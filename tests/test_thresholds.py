@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +414,28 @@ def test_on_published_data_the_promise_is_kept_on_users_that_were_not_used(share
     assert {name for name, check in checks.items() if check.answered > 25} >= {"gender", "age"}
     for check in checks.values():
         assert check.kept >= 0.9
+
+
+def test_profiles_of_a_store_are_judged_by_the_run_s_own_taxonomy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    records = [{"user_id": f"u{i}", "posted": [f"I walk my dog, line {i}"]} for i in range(6)]
+    with Profiler(store="t.db", run="r", samples=3, taxonomy=PETS) as profiler:
+        profiles, _ = profiler.profile_many(records)
+    Path("p.jsonl").write_text("".join(json.dumps(p.to_json()) + "\n" for p in profiles))
+    Path("gold.jsonl").write_text(
+        "".join(f'{{"user_id": "u{i}", "truth": {{"pet": "Dog"}}}}\n' for i in range(6))
+    )
+    code, out = run("thresholds", "--store", "t.db", "--gold", "gold.jsonl", "--dry-run")
+    assert code == 0
+    assert "pet (6)" in out
+    code, out = run("thresholds", "p.jsonl", "--gold", "gold.jsonl", "--dry-run")
+    assert (code, out) == (2, "the truth speaks of no attribute of the taxonomy: nothing can be chosen")
+    if find_spec("fairlearn"):
+        assert run("audit", "--store", "t.db", "--gold", "gold.jsonl", "--by", "pet")[0] == 0
+        code, out = run("audit", "p.jsonl", "--gold", "gold.jsonl", "--by", "pet")
+        assert (code, "speaks of no attribute of the taxonomy profilebench" in out) == (2, True)
 
 
 def test_a_verdict_speaks_of_the_tau_that_the_walk_came_to() -> None:

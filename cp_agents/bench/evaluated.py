@@ -108,9 +108,9 @@ def digest(*parts: str | bytes) -> str:
 def _notes(records: int, known: int, gold: Gold, taxonomy: Taxonomy) -> list[str]:
     notes = []
     if without := records - known:
-        notes.append(f"{without:,} users without gold were not profiled")
+        notes.append(f"users without gold, not profiled: {without:,}")
     if absent := len(gold) - known:
-        notes.append(f"{absent:,} users of gold have no record and are not evaluated")
+        notes.append(f"users of gold without a record, not evaluated: {absent:,}")
     lacking = sorted({name for truth in gold.values() for name in truth if name not in taxonomy})
     if lacking:
         notes.append(f"attributes that the taxonomy lacks, ignored: {', '.join(lacking)}")

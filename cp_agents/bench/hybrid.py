@@ -49,7 +49,7 @@ def hybrid_rows(
 
     The others are the same for every k of a draw: all but the largest k. `ks` are by default those of `KS` that leave
     half of the users. No model call.
-    Raises `InputError` where the largest k leaves fewer users to test on than it takes.
+    Raises `InputError` where the largest k leaves fewer users to test on than it takes, or gold names no tag.
     """
     run, taxonomy, settings = stored_run(store, run_id)
     refuse_open(taxonomy, "tag weights")
@@ -69,18 +69,24 @@ def hybrid_rows(
     for row, record in enumerate(records):
         for name, tag in known.get(record[0], {}).items():
             truth[taxonomy.names.index(name), row] = taxonomy[name].codes[tag]
+    na = np.array([attribute.codes[NA] for attribute in taxonomy.attributes])[:, None]
+    if not ((truth >= 0) & (truth != na))[:, rows].any():
+        raise InputError(
+            f"gold names no tag of taxonomy {taxonomy.name} for the users of run {run} that have answers"
+        )
+    needed = max(1, min(settings.min_survivors, settings.samples))
     found: dict[int, list[dict[str, float]]] = {k: [] for k in ks}
     rng = np.random.default_rng(seed)
     for _ in range(draws):
         order = rng.permutation(rows)
         rest = order[most:]
-        free = _measure(_some(ballots, rest), truth[:, rest], taxonomy, settings.vote)
+        free = _measure(_some(ballots, rest), truth[:, rest], taxonomy, settings.vote, needed)
         for k in ks:
             chosen = order[:k]
             some = _some(ballots, chosen)
             weights = learn_tag_weights(some.tags, some.confidence, truth[:, chosen], taxonomy) if k else {}
             weighed = decide.reweighed(_some(ballots, rest), taxonomy, weights)
-            numbers = _measure(weighed, truth[:, rest], taxonomy, settings.vote)
+            numbers = _measure(weighed, truth[:, rest], taxonomy, settings.vote, needed)
             found[k].append({**numbers, "gain": numbers["macro_f1"] - free["macro_f1"]})
     return [
         HybridRow(k, {name: _spread(each, name) for name in METRICS}, _spread(each, "gain"))
@@ -93,16 +99,16 @@ def _some(ballots: decide.Ballots, rows: NDArray[np.int64]) -> decide.Ballots:
 
 
 def _measure(
-    ballots: decide.Ballots, truth: NDArray[np.int64], taxonomy: Taxonomy, vote: VoteMethod
+    ballots: decide.Ballots, truth: NDArray[np.int64], taxonomy: Taxonomy, vote: VoteMethod, needed: int
 ) -> dict[str, float]:
-    """The means over the attributes at tau 1."""
+    """The means over the attributes at tau 1; fewer than `needed` survivors give no answer, as in a profile."""
     votes = decide.count(ballots, taxonomy, vote)
     n = truth.shape[1]
     rows = []
     for k, attribute in enumerate(taxonomy.attributes):
         na = attribute.codes[NA]
         asked = truth[k] >= 0
-        winner = np.where(votes.winner[k] >= 0, votes.winner[k], na)
+        winner = np.where((votes.winner[k] >= 0) & (votes.survivors[k] >= needed), votes.winner[k], na)
         outcomes = Outcomes(
             attribute, (), np.where(asked, truth[k], na), winner, np.ones(n), np.ones(n, bool)
         )

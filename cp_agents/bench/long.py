@@ -94,17 +94,18 @@ def long_rows(
     token_budget: int,
     samples: int,
     draws: int,
+    seed: int = 0,
     **options: Any,
 ) -> list[LongRow]:
     """A row for the histories as they are, and one for each way to treat the padded ones."""
     users = [dict(r) for r in records]
-    long = [padded(r, items) for r in users]
+    long = [padded(r, items, seed) for r in users]
     rows: list[LongRow] = []
     truncated: dict[str, Outcomes] | None = None
     for name, history in _WAYS:
         profiler = Profiler(
-            backend, store, samples=samples, token_budget=token_budget, run=f"long {items} {name}",
-            history=history, **options,
+            backend, store, samples=samples, token_budget=token_budget, seed=seed, history=history,
+            run=f"long {items} {name}", **options,
         )  # fmt: skip
         asked = _asked(store)
         profiles, _ = profiler.profile_many(users if name == "as they are" else long)
@@ -115,9 +116,9 @@ def long_rows(
         if name == "truncate":
             truncated = outcomes
         elif truncated is not None:
-            against = differences(_numbers, outcomes, truncated, draws=draws)
+            against = differences(_numbers, outcomes, truncated, draws=draws, seed=seed)
         [[tokens]] = store.rows("select avg(tokens) from records where run_id = ?", (profiler.run_id,))
-        numbers = intervals(_numbers, outcomes, draws=draws)
+        numbers = intervals(_numbers, outcomes, draws=draws, seed=seed)
         rows.append(LongRow(name, numbers, against, float(tokens), _asked(store) - asked))
     return rows
 

@@ -46,11 +46,11 @@ def rich_table(
     from rich.table import Table
 
     shown = range(len(grid.columns)) if columns is None else columns
-    table = Table(title=grid.title, title_justify="left")
-    table.add_column(grid.label, overflow="fold", width=label_width)
+    table = Table(title=escape(grid.title), title_justify="left")
+    table.add_column(escape(grid.label), overflow="fold", width=label_width)
     for k in shown:
         width = _longest_word(grid, k) if narrow else None
-        table.add_column(grid.columns[k].replace("_", " "), justify="right", width=width)
+        table.add_column(escape(grid.columns[k].replace("_", " ")), justify="right", width=width)
     best = grid.best_rows()
     for i, row in enumerate(grid.rows):
         cells = {k: escape(terminal_cell(row.cells[k])) for k in shown}

@@ -225,7 +225,7 @@ def _voted(run: _Profiled, samples: int, found: Evaluated, store: TraceStore) ->
 
 def _notes(run: _Profiled, store: TraceStore) -> Iterator[str]:
     if run.failed:
-        yield f"{run.title}: {run.failed:,} users could not be profiled and count as unanswered"
+        yield f"{run.title}: users that could not be profiled, counted as unanswered: {run.failed:,}"
     outcomes = dict(
         store.rows(
             "select coalesce(s.error_type, s.outcome) as what, count(*) from records r join samples s using (record_id)"

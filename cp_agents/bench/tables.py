@@ -17,7 +17,7 @@ from cp_agents.bench.stored import StoredRun, common_gold, load_run, outcomes
 from cp_agents.errors import InputError
 from cp_agents.evaluation.loading import Gold
 from cp_agents.evaluation.outcomes import Outcomes, read_outcomes
-from cp_agents.evaluation.profile_sums import ProfileMetrics, parts, users_of
+from cp_agents.evaluation.profile_sums import AVERAGE, ProfileMetrics, parts, users_of
 from cp_agents.evaluation.statistics import DRAWS, Difference, Interval
 from cp_agents.evaluation.sums import Draws, FloatArray
 from cp_agents.stores.traces import TraceStore
@@ -88,8 +88,10 @@ def load_source(
             raise InputError(f"student {name}, gold and run {run.run_id} have no user in common")
     said = {name: read_outcomes(found, shared, run.taxonomy) for name, found in profiles.items()}
     whole = read_outcomes({}, shared, run.taxonomy)
-    if not whole:
-        raise InputError(f"gold speaks of no attribute of the run's taxonomy {run.taxonomy.name}")
+    if not any(found.labelled.any() for found in whole.values()):
+        raise InputError(
+            f"gold names no tag of taxonomy {run.taxonomy.name} for the users of run {run.run_id}"
+        )
     return Source(run, shared, said, Draws(len(users_of(whole)), draws=draws, seed=seed))
 
 
@@ -141,6 +143,11 @@ def notes_of(source: Source, *more: str, students: str = "") -> list[str]:
         f" {known['data']}",
         f"teacher: {run.backend}, {run.settings.samples} samples a user; the paper's: {known['teacher']}, 10 samples",
     ]
+    theirs = set(next(iter(known["table_1"].values()))) - {AVERAGE}
+    if set(labelled) != theirs:
+        notes.append(
+            f"attributes: {', '.join(labelled)}; the paper's numbers are means over {', '.join(sorted(theirs))}"
+        )
     if students:
         notes.append(
             f"ours are {'the votes and the students named' if source.students else 'the votes themselves'},"

@@ -136,8 +136,8 @@ def _skills(ballots: Mapping[str, Ballots]) -> str:
     if np.isnan(rho):
         return "Skill without labels: too few teachers that differ to compare their order with gold's."
     return (
-        "Skill without labels: agreement with the majority of the others ranks the teachers by accuracy as gold "
-        f"does, with a rank correlation of {rho:.2f}."
+        "Skill without labels: the order of the teachers by agreement with the majority of the others has a rank "
+        f"correlation of {rho:.2f} with that by accuracy."
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cp_agents.evaluation.audit import Cell, Gap, GroupAudit
+    from cp_agents.taxonomy import Taxonomy
     from cp_agents.trainers.fairness import Group
 
 _SUSPICIOUS = 0.05
@@ -75,7 +76,7 @@ def audit(
     min_users: Annotated[
         int, typer.Option("--min-users", min=2, help="Numbers of fewer users are shown and not compared.")
     ] = 30,
-    taxonomy: o.Taxonomy = "profilebench",
+    taxonomy: o.RunsTaxonomy = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers as JSON.")] = None,
 ) -> None:
     """Accuracy, coverage, NA rate and confidence by group, for one or more profilers, and the gaps between groups.
@@ -97,10 +98,11 @@ def audit(
     if run and store is None:
         raise InputError("--run names a run of a store: give the store with --store")
     if json_file is not None:
-        check_out(json_file, gold, store, records, kept, *(predictions or []), *o.files_of(taxonomy))
-    chosen, truth = load_taxonomy(taxonomy), load_gold(gold, truth_field)
+        check_out(json_file, gold, store, records, kept, *(predictions or []), *o.files_of(taxonomy or ""))
+    truth = load_gold(gold, truth_field)
+    profilers, reported, of_run = _profilers(predictions or [], store, run or [], records)
+    chosen = load_taxonomy(taxonomy) if taxonomy else of_run or load_taxonomy("profilebench")
     thresholds = parse_tau(tau, chosen) if tau else None
-    profilers, reported = _profilers(predictions or [], store, run or [], records)
     found = []
     groups = {name: groups_by(name, truth, reported, chosen) for name in by}
     for profiler, lines in profilers.items():
@@ -109,6 +111,10 @@ def audit(
             raise InputError(f"{profiler} and {gold} have no user in common: nothing can be audited")
         known = {user: tags for user, tags in truth.items() if user in profiles}
         said = said_outcomes(profiles, known, chosen, thresholds)
+        if not said:
+            raise InputError(
+                f"{gold} speaks of no attribute of the taxonomy {chosen.name}: nothing can be audited"
+            )
         for name in by:
             audits = [audit_groups(*one, groups[name], min_users=min_users) for one in said.values()]
             found.append(_Found(profiler, name, audits))
@@ -126,7 +132,8 @@ def audit(
     console = tables.console()
     for one in found:
         tables.print_table(console, _cells(one, min_users))
-    tables.print_table(console, _gaps(found))
+    if any(_compared(found)):
+        tables.print_table(console, _gaps(found))
     if filtered:
         tables.print_table(console, _filter(filtered))
     for sentence in sentences(found, len(profilers) > 1):
@@ -135,17 +142,19 @@ def audit(
 
 def _profilers(
     predictions: list[Path], store: Path | None, runs: list[str], records: Path | None
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, str]] | None]:
-    """The lines by profiler, and what users report of themselves, where that is known."""
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, str]] | None, Taxonomy | None]:
+    """The lines by profiler, what users report of themselves, where that is known, and the first run's taxonomy."""
     import json
 
     from cp_agents.evaluation.loading import load_predictions
     from cp_agents.files import BadLine, read_records
     from cp_agents.schema import UserRecord
     from cp_agents.stores.traces import TraceStore
+    from cp_agents.taxonomy import Taxonomy
 
     found: dict[str, list[dict[str, Any]]] = {}
     reported: dict[str, dict[str, str]] | None = None
+    taxonomy: Taxonomy | None = None
     for path in predictions:
         name = str(path) if path.stem in found else path.stem
         found[name] = load_predictions(path)
@@ -154,7 +163,9 @@ def _profilers(
         with TraceStore(store, must_exist=True) as traces:
             wanted: list[str | None] = [*runs] or [None]
             for named in wanted:
-                run_id = traces.run(named)["run_id"]
+                row = traces.run(named)
+                run_id = row["run_id"]
+                taxonomy = taxonomy or Taxonomy.model_validate_json(row["taxonomy"])
                 found[run_id] = [profile.to_json() for _, profile in traces.profiles(run_id)]
                 if not found[run_id]:
                     raise InputError(f"run {run_id} of {store} has no profiles")
@@ -168,7 +179,7 @@ def _profilers(
         reported = (reported or {}) | {user.user_id: user.self_reported for user in users}
     if not found:
         raise InputError("give profiles as files, or a store with --store (and --run)")
-    return found, reported
+    return found, reported, taxonomy
 
 
 def _filter_groups(kept: Path, groups: Mapping[str, Mapping[str, str]]) -> list[Group]:

@@ -50,14 +50,7 @@ def run(
     ] = None,
     metric: _Metric = "macro_f1",
     tau: Annotated[float, typer.Option("--tau", help="Threshold 1..5 at which answers count.")] = 1,
-    truth_field: Annotated[
-        str | None,
-        typer.Option(
-            "--truth-field",
-            help="Field of the gold rows that holds the truth; inferable, or else truth, by default.",
-            show_default=False,
-        ),
-    ] = None,
+    truth_field: o.BestTruthField = None,
     split: Annotated[
         str,
         typer.Option(
@@ -70,7 +63,7 @@ def run(
         typer.Option("--limit", help="Only the first N users of each data set.", show_default=False),
     ] = None,
     folds: Annotated[int, typer.Option("--folds", help="Of the trained baselines' cross-validation.")] = 5,
-    draws: Annotated[int, typer.Option("--draws", help="Resamples for intervals and tests.")] = 1000,
+    draws: o.Draws = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Of samples, resamples and trained baselines.")] = 0,
     taxonomy: o.Taxonomy = "profilebench",
     base_url: o.BaseUrl = None,
@@ -116,7 +109,7 @@ def run(
         file.write(_markdown(found.results))
     show = console()
     for dataset in found.results.datasets:
-        show.print(f"\n[bold]{dataset.name}[/bold]")
+        show.print(f"\n{dataset.name}", markup=False, style="bold")
         for line in facts(found.results, dataset):
             show.print(line, markup=False, soft_wrap=True)
         for grid in terminal_grids(dataset, metric):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from cp_agents.cli import options as o
 
 
 def simulate(
@@ -46,9 +47,9 @@ def simulate(
     ] = 0.6,
     tags: Annotated[int, typer.Option("--tags", help="How many there are: A, B, C, ...")] = 5,
     users: Annotated[int, typer.Option("--users", min=1, help="Simulated users.")] = 1000,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Resamples for intervals and tests.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers as JSON.")] = None,
+    draws: o.Draws = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of users, samples and resamples.")] = 0,
+    json_file: o.JsonFile = None,
 ) -> None:
     """Samplers of known skill and known confidence: when weighted beats majority, and when it hurts.
     Python: `cp_agents.evaluation.simulator`.

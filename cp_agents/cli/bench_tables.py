@@ -34,14 +34,6 @@ _Traces = Annotated[
 _Users = Annotated[
     Path | None, typer.Option("--users", help="With --traces: the users' records.", show_default=False)
 ]
-_TruthField = Annotated[
-    str | None,
-    typer.Option(
-        "--truth-field",
-        help="Field of the gold rows that holds the truth; inferable, or else truth, by default.",
-        show_default=False,
-    ),
-]
 _Student = Annotated[
     list[str] | None,
     typer.Option(
@@ -51,11 +43,9 @@ _Student = Annotated[
         show_default=False,
     ),
 ]
-_Draws = Annotated[int, typer.Option("--draws", min=1, help="Resamples for intervals and tests.")]
 _Seed = Annotated[
     int, typer.Option("--seed", min=0, help="Of resamples, and of the users that a shape keeps.")
 ]
-_Json = Annotated[Path | None, typer.Option("--json", help="Write all numbers as JSON.")]
 
 
 def table(
@@ -70,7 +60,7 @@ def table(
     traces: _Traces = None,
     users: _Users = None,
     taxonomy: o.Taxonomy = "profilebench",
-    truth_field: _TruthField = None,
+    truth_field: o.BestTruthField = None,
     student: _Student = None,
     rule: Annotated[
         str,
@@ -82,9 +72,9 @@ def table(
         int | None,
         typer.Option("--keep", help="Table 3: users that each shape keeps.", show_default="most it can"),
     ] = None,
-    draws: _Draws = 1000,
+    draws: o.Draws = 1000,
     seed: _Seed = 0,
-    json_file: _Json = None,
+    json_file: o.JsonFile = None,
 ) -> None:
     """A table of the paper from stored samples, the paper's numbers beside; no model call.
     2: ways to vote. 3: difficulty shapes. 4: calibration on and off. 5: self-stated against frozen confidence.
@@ -132,14 +122,14 @@ def figure(
     traces: _Traces = None,
     users: _Users = None,
     taxonomy: o.Taxonomy = "profilebench",
-    truth_field: _TruthField = None,
+    truth_field: o.BestTruthField = None,
     student: _Student = None,
-    draws: _Draws = 1000,
+    draws: o.Draws = 1000,
     seed: _Seed = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the figure as .svg or .csv.", show_default=False)
     ] = None,
-    json_file: _Json = None,
+    json_file: o.JsonFile = None,
 ) -> None:
     """A figure of the paper from stored samples, as text, and with --out as SVG or CSV; no model call.
     5: precision against coverage at every tau. 3 and 9: levels before and after calibration.
@@ -226,7 +216,7 @@ def _show(found: Result, field: str, truth: Gold | None, json_file: Path | None)
 
     if truth is not None:
         outside = len(truth) - found.users if found.name.startswith("table") else 0
-        more = f"; {outside:,} users of gold are not in the run and left out" if outside > 0 else ""
+        more = f"; users of gold that are not in the run and left out: {outside:,}" if outside > 0 else ""
         found.notes.insert(0, f"truth: field {field!r} of the gold rows{more}")
     if json_file is not None:
         with whole_file(json_file) as file:

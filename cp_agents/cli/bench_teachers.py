@@ -7,31 +7,30 @@ from typing import Annotated
 
 import typer
 
+from cp_agents.cli import options as o
+
 
 def teachers(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="A data set's folder with recorded_guesses.jsonl (SynthPAI)."),
-    ],
-    truth_field: Annotated[
-        str | None,
-        typer.Option(
-            "--truth-field",
-            help="Field of the gold rows: inferable (what a person could tell from the text) or truth.",
-            show_default="inferable where there is one",
+        typer.Argument(
+            metavar="DIR",
+            help="A data set's folder with recorded_guesses.jsonl (SynthPAI).",
+            show_default=False,
         ),
-    ] = None,
+    ],
+    truth_field: o.BestTruthField = None,
     out_traces: Annotated[
         Path | None,
         typer.Option(
             "--out-traces",
             help="Write the answers as recorded samples, one a teacher, for `profile --backend replay:FILE`.",
+            show_default=False,
         ),
     ] = None,
-    draws: Annotated[
-        int, typer.Option("--draws", help="Bootstrap draws, and swaps of the paired test.")
-    ] = 1000,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers as JSON.")] = None,
+    draws: o.Draws = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of resamples and halvings.")] = 0,
+    json_file: o.JsonFile = None,
 ) -> None:
     """Each recorded teacher, their votes by majority, skill and Dawid-Skene, and the best single one, in one table.
     Python: `cp_agents.bench.teacher_table`."""
@@ -42,11 +41,8 @@ def teachers(
     from cp_agents.bench.render import print_grid
     from cp_agents.bench.teacher_table import as_grid, teacher_table
     from cp_agents.bench.teachers import read_teachers, trace_lines
-    from cp_agents.errors import InputError
     from cp_agents.files import check_out, whole_file, write_jsonl
 
-    if draws < 1:
-        raise InputError("--draws should be 1 or more")
     dataset = open_dataset(folder)
     inputs = (dataset.users, dataset.gold, dataset.guesses)
     if out_traces is not None:
@@ -55,7 +51,7 @@ def teachers(
         check_out(json_file, *inputs, out_traces)
     gold, field = read_gold(dataset, truth_field)
     read = read_teachers(dataset)
-    table = teacher_table(read, gold, draws=draws)
+    table = teacher_table(read, gold, draws=draws, seed=seed)
     if json_file is not None:
         whole = table.model_dump(mode="json") | {
             "truth_field": field,

@@ -32,6 +32,14 @@ BaseUrl = Annotated[
     ),
 ]
 Taxonomy = Annotated[str, typer.Option("--taxonomy", help="A built-in taxonomy or a YAML file of yours.")]
+RunsTaxonomy = Annotated[
+    str | None,
+    typer.Option(
+        "--taxonomy",
+        help="A built-in taxonomy or a YAML file of yours; by default the run's own with --store, else profilebench.",
+        show_default=False,
+    ),
+]
 Language = Annotated[
     str,
     typer.Option(
@@ -68,6 +76,16 @@ PriceCompletion = Annotated[
 Run = Annotated[
     str | None, typer.Option("--run", help="Name of the run in the store; the newest by default.")
 ]
+BestTruthField = Annotated[
+    str | None,
+    typer.Option(
+        "--truth-field",
+        help="Field of the gold rows that holds the truth; inferable, or else truth, by default.",
+        show_default=False,
+    ),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all numbers as JSON.")]
+Draws = Annotated[int, typer.Option("--draws", min=1, help="Resamples for intervals and tests.")]
 Vote = Annotated[
     str | None,
     typer.Option("--vote", help="weighted, majority, mean, softmax or dawid_skene; the run's by default."),

@@ -53,9 +53,12 @@ def probe(
     """
     import json
 
+    from cp_agents.backends.registry import BackendOptions
     from cp_agents.cli import tables
     from cp_agents.evaluation.probe import plan_probe, shifts
     from cp_agents.files import BadLine, check_out, read_records, whole_file
+    from cp_agents.plan import check_spec
+    from cp_agents.profiler import check_samples
     from cp_agents.taxonomy import load_taxonomy
 
     if json_file is not None:
@@ -65,6 +68,9 @@ def probe(
         raise InputError(bad[0].message)
     records = [line for line in lines if not isinstance(line, BadLine)]
     chosen = load_taxonomy(taxonomy)
+    check_samples(samples)
+    given = BackendOptions(chosen, base_url=base_url, store=store if store.is_file() else None)
+    check_spec(backend, given)
     planned = plan_probe(records, swap, chosen)
     if users is not None:
         planned = plan_probe(_some(records, planned, users), swap, chosen)

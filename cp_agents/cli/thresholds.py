@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cp_agents.evaluation.outcomes import Outcomes
     from cp_agents.evaluation.threshold_check import SplitCheck
     from cp_agents.evaluation.thresholds import Choice, Promise
+    from cp_agents.taxonomy import Taxonomy
 
 _VERBS = ("profile", "replay")
 """The verbs that read tau."""
@@ -30,6 +31,8 @@ class _Source(NamedTuple):
     lines: list[dict[str, Any]]
     truth: Gold
     notes: list[str]
+    taxonomy: Taxonomy | None
+    """The run's, where the profiles are of a store."""
 
 
 def thresholds(
@@ -75,7 +78,7 @@ def thresholds(
             show_default=False,
         ),
     ] = None,
-    taxonomy: o.Taxonomy = "profilebench",
+    taxonomy: o.RunsTaxonomy = None,
     store: Annotated[
         Path | None, typer.Option("--store", help="Trace store, in place of PRED.", show_default=False)
     ] = None,
@@ -111,9 +114,10 @@ def thresholds(
     promise = check_promise(target_accuracy, delta, risk, next_users)
     for out in (json_file, None if dry_run else config):
         if out is not None:
-            check_out(out, predictions, gold, store, *o.files_of(taxonomy))
+            check_out(out, predictions, gold, store, *o.files_of(taxonomy or ""))
     source = _source(predictions, store, run, gold, truth_field, from_reviews)
-    outcomes = read_outcomes(own_words(by_user(source.lines)), source.truth, load_taxonomy(taxonomy))
+    chosen = load_taxonomy(taxonomy) if taxonomy else source.taxonomy or load_taxonomy("profilebench")
+    outcomes = read_outcomes(own_words(by_user(source.lines)), source.truth, chosen)
     if not outcomes:
         raise InputError("the truth speaks of no attribute of the taxonomy: nothing can be chosen")
     found = {name: choose(of_attribute, promise) for name, of_attribute in outcomes.items()}
@@ -157,6 +161,7 @@ def _source(
     from cp_agents.evaluation.loading import load_gold, load_predictions
     from cp_agents.stores.reviews import audited
     from cp_agents.stores.traces import TraceStore
+    from cp_agents.taxonomy import Taxonomy
 
     if (gold is None) == (not from_reviews):
         raise InputError("truth comes from --gold FILE or from --from-reviews: give one of them")
@@ -165,9 +170,11 @@ def _source(
     if from_reviews and store is None:
         raise InputError("--from-reviews reads what people answered from a store: give it with --store")
     notes: list[str] = []
+    taxonomy = None
     if store is not None:
         with TraceStore(store, must_exist=True) as traces:
-            run_id = traces.run(run)["run_id"]
+            row = traces.run(run)
+            run_id, taxonomy = row["run_id"], Taxonomy.model_validate_json(row["taxonomy"])
             lines = [profile.to_json() for _, profile in traces.profiles(run_id)]
             if from_reviews:
                 truth, asked, by_rule = audited(traces, run_id)
@@ -180,7 +187,7 @@ def _source(
     if not any(line["user_id"] in truth for line in lines):
         raise InputError("no user has both a profile and a known truth: nothing can be chosen")
     notes += _calibrator_notes(lines)
-    return _Source(lines, truth, notes)
+    return _Source(lines, truth, notes, taxonomy)
 
 
 def _review_notes(truth: Mapping[str, Mapping[str, str]], asked: int, by_rule: int, run_id: str) -> list[str]:

@@ -32,8 +32,8 @@ def groups_by(
         field = by.removeprefix(_PREFIX)
         if reported is None:
             raise InputError(
-                f"--by {by}: gold has no attribute {field!r}; for what users report of themselves give the records"
-                " with --records, or a store"
+                f"--by {by}: {'' if by.startswith(_PREFIX) else f'gold has no attribute {field!r}; '}for what users"
+                " report of themselves give the records with --records, or a store"
             )
         found = {
             user: value for user in gold if (value := reported_value(field, reported.get(user, {}), taxonomy))

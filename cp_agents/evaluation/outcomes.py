@@ -135,7 +135,8 @@ def _of_attribute(
 def _code(attribute: Attribute, tag: str, where: str) -> int:
     name = attribute.match_tag(tag)
     if name is None:
-        raise InputError(f"{where}: {tag!r} is not a tag of {attribute.name!r}")
+        expected = ", ".join(attribute.names)
+        raise InputError(f"{where}: {tag!r} is not a tag of {attribute.name!r}: expected one of {expected}")
     return attribute.codes[name]
 
 

@@ -179,7 +179,7 @@ def _check(
     ):
         if stray := [name for name in named if name == NA or name not in attribute.codes]:
             tags = ", ".join(name for name in attribute.names if name != NA)
-            raise InputError(f"{what}: {stray[0]!r} is no tag of {attribute.name} ({tags})")
+            raise InputError(f"{what}: {stray[0]!r} is none of the tags {tags}")
     for what, shares in (("skill_of", sampler.skill_of), ("pull", sampler.pull)):
         if bad := [share for share in shares.values() if not 0 <= share <= 1]:
             raise InputError(f"{what}: expected a share between 0 and 1, found {bad[0]:g}")
