@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGE = "cp-agents"
-FOR_DEVELOPERS = frozenset({"dev", "test"})
+FOR_DEVELOPERS = frozenset({"dev", "docs", "test"})
 """Extras that no user needs."""
 
 

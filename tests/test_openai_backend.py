@@ -464,7 +464,7 @@ async def test_rate_limited_calls_go_on_while_the_endpoint_answers_others(
     assert max(Counter(r.body for r in server.requests).values()) > 2
     is_open, closed = False, time.time()
     assert kinds(await draw(backend, request(2, user=1))) == {ErrorType.RATE_LIMITED}
-    assert time.time() - closed < 3
+    assert time.time() - closed < 10  # the wall clock also measures what else the machine is doing
 
 
 async def test_a_wait_that_is_a_quota_fails_at_once(serve: Serve) -> None:

