@@ -16,6 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cp_agents import Profiler, TraceStore, relabel
+from cp_agents.bench.draw import text
+from cp_agents.bench.figures import Bars, Figure, Panel
 from cp_agents.bench.paper import paper
 from cp_agents.bench.stored import (
     StoredRun,
@@ -336,6 +338,18 @@ def test_figures_3_and_9_need_no_gold_and_show_other_attributes_too(tiny: list[s
     ]
     assert len(found["grids"]) == 1
     assert "share of right" not in printed
+
+
+def test_histograms_beside_each_other_fit_a_terminal() -> None:
+    bars = [
+        Bars(name=name, labels=["4.5-5"] if name == "S / M" else ["5"], shares=[share])
+        for name, share in (("S / M", 1.0), ("level, uncalibrated", 1.0), ("level, calibrated", 0.5))
+    ]
+    lines = text(
+        Figure(name="f", run="r", users=1, panels=[Panel(title="pet", bars=bars)], grids=[], notes=[])
+    )
+    assert max(map(len, lines.splitlines())) <= 80
+    assert lines.splitlines()[-1].count("█") == 14 + 14 + 7
 
 
 def test_students_stand_beside_the_run(tiny: list[str], tmp_path: Path) -> None:

@@ -58,8 +58,12 @@ def prepare_csv(
             }
         )
 
+    try:
+        beside = tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.")
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error.strerror})") from None
     with (
-        tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as waiting,
+        beside as waiting,
         UserRows(Path(waiting) / "rows.db", width) as rows,
     ):
         load_rows(table, plan, column_map, rows, report, progress)

@@ -12,6 +12,8 @@ from cp_agents.errors import InputError
 from cp_agents.files import whole_file
 
 _WIDTH, _HEIGHT = 61, 16
+_BAR = 14
+"""Signs of the longest bar of a panel: three histograms beside each other fit a terminal of 80."""
 _LETTERS = "abcde"
 _COLOURS = ("#0b6e99", "#c2410c", "#15803d", "#7c3aed", "#a16207", "#475569")
 _PAGE, _PLOT, _MARGIN = 360, 230, 50
@@ -72,7 +74,7 @@ def _curves(panel: Panel) -> str:
             row, column = round((1 - y) * (_HEIGHT - 1)), round(x * (_WIDTH - 1))
             cells[row][column] = mark or str(tau)
     ticks = {round((1 - y) * (_HEIGHT - 1)): f"{y:.1f}" for y in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}
-    lines = [f"{panel.title}: selective accuracy against coverage    {'   '.join(legend)}"]
+    lines = [f"{panel.title}: selective accuracy against coverage", "     " + "   ".join(legend)]
     lines += [f"{ticks.get(i, ''):>4} |{''.join(row).rstrip()}" for i, row in enumerate(cells)]
     lines.append("     +" + "-" * _WIDTH)
     axis = [" "] * (_WIDTH + 3)
@@ -85,7 +87,8 @@ def _curves(panel: Panel) -> str:
 
 def _bars(panel: Panel) -> str:
     """Every histogram of a panel beside the others, a line a bar."""
-    columns = [_histogram(bars) for bars in panel.bars]
+    largest = max((share for bars in panel.bars for share in bars.shares), default=0.0) or 1.0
+    columns = [_histogram(bars, largest) for bars in panel.bars]
     height = max(map(len, columns))
     widths = [max(map(len, column)) for column in columns]
     lines = [panel.title]
@@ -95,12 +98,12 @@ def _bars(panel: Panel) -> str:
     return "\n".join(lines)
 
 
-def _histogram(bars: Bars) -> list[str]:
+def _histogram(bars: Bars, largest: float) -> list[str]:
     wide = max(map(len, bars.labels))
     lines = [bars.name]
     for label, share in zip(bars.labels, bars.shares, strict=True):
-        lines.append(f"{label:>{wide}} {share:6.1%} {'█' * round(share * 30)}")
-    return [line.ljust(wide + 8 + 30) for line in lines]
+        lines.append(f"{label:>{wide}} {share:6.1%} {'█' * round(share / largest * _BAR)}".rstrip())
+    return lines
 
 
 def svg(figure: Figure) -> str:

@@ -278,18 +278,20 @@ def _choices(found: Mapping[str, Choice], promise: Promise) -> Table:
 def _splits(checks: Mapping[str, SplitCheck], promise: Promise) -> Table:
     from rich.table import Table
 
+    from cp_agents.cli.tables import short_interval
+
     splits = next(iter(checks.values())).splits
     table = Table(
         title=f"{splits} random splits: tau chosen on one half, {promise.target:.0%} tested on the other",
         title_justify="left",
+        pad_edge=False,
     )
     names = (
         "attribute",
         "answered",
         "broken",
-        "kept",
-        "95 %",
-        "broken\non all users",
+        "kept (95 %)",
+        "broken on all",
         "coverage",
         "accuracy",
     )
@@ -301,8 +303,7 @@ def _splits(checks: Mapping[str, SplitCheck], promise: Promise) -> Table:
             check.attribute,
             str(check.answered),
             str(check.broken),
-            f"{check.kept:.3f}",
-            f"{low:.3f}-{high:.3f}",
+            f"{check.kept:.3f} {short_interval(low, high)}",
             str(check.broken_all),
             f"{check.coverage:.3f}",
             "-" if check.accuracy is None else f"{check.accuracy:.3f}",
