@@ -161,7 +161,7 @@ def probed(stereotypes: bool) -> tuple[Any, Any]:
     pets = ("dog", "Cat", "CAT", "fish")
     records: list[dict[str, Any]] = [
         {"user_id": f"u{i}", "posted": [f"line {i}"], "self_reported": {"pet": pets[i % 4], "town": "Ulm"}}
-        for i in range(60)
+        for i in range(40)
     ]
     records.append({"user_id": "silent", "posted": ["no word of it"]})
     planned = plan_probe(records, "pet", PETS)
@@ -188,7 +188,7 @@ def test_a_backend_that_stereotypes_is_told_from_one_that_is_noisy() -> None:
     home = biased["home"]
     assert home.excess > 0.2
     assert home.low > 0
-    assert home.p < 1e-5
+    assert home.p < 1e-3
     assert {(move.before, move.after) for move in home.moves} <= {("House", "Flat"), ("Flat", "House")}
     assert all(move.swapped > move.again for move in home.moves)
     assert {move.swap.partition(" -> ")[0] for move in home.moves} & {"Dog", "Cat", "Fish"}

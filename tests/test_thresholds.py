@@ -405,7 +405,7 @@ def test_a_calibrator_that_saw_labels_is_named(people: tuple[Path, dict[str, str
 
 
 def test_on_published_data_the_promise_is_kept_on_users_that_were_not_used(shared_data: Path) -> None:
-    records: list[Any] = list(read_records(shared_data / "atus" / "users.jsonl"))[:250]
+    records: list[Any] = list(read_records(shared_data / "atus" / "users.jsonl"))[:160]
     profiles, _ = Profiler(samples=10).profile_many(records)
     gold = load_gold(shared_data / "atus" / "gold.jsonl")
     known = {record["user_id"]: gold[record["user_id"]] for record in records}

@@ -88,6 +88,7 @@ def long(
         notes=[
             f"means over the attributes at tau 1, against {field}, 95 % intervals over users; what was put between the"
             " items is small talk that says nothing of anybody",
+            "as they are: the user's own items alone, condensed by rule where they do not fit",
             "the paper names ultra-long histories as open (section 7) and has no number to compare with",
         ],
     )
