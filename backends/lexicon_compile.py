@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,16 @@ def load_lexicon(taxonomy: Taxonomy, path: Path | None = None) -> Lexicon:
     Attributes without a lexicon are matched by the phrases that the taxonomy gives their tags, else by the tags'
     names and aliases. Raises `InputError` with one sentence for a file that does not fit the taxonomy.
     """
+    # To compile the built-in one takes half a second, and it is the same for every backend of the process.
+    return _load(taxonomy, path) if path is not None else _built_in_for(taxonomy.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _built_in_for(taxonomy: str) -> Lexicon:
+    return _load(Taxonomy.model_validate_json(taxonomy), None)
+
+
+def _load(taxonomy: Taxonomy, path: Path | None) -> Lexicon:
     common, common_text = read_common()
     file, text = read_lexicon(taxonomy, path)
     revision = hashlib.sha256("\0".join((common_text, text, taxonomy.hash)).encode()).hexdigest()[:12]
