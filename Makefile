@@ -71,7 +71,7 @@ format: $(VENV)/.dev ## format the code
 
 docs: $(VENV)/.dev ## write the generated pages, and the documentation as a site into site/
 	@$(BIN)/python docs/generate.py
-	@$(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 typecheck: $(VENV)/.dev ## check types
 	@$(BIN)/mypy
