@@ -94,7 +94,9 @@ class ChatLines:
         backend = self._backend
         several = {"n": len(run)} if len(run) > 1 else {}
         parameters = backend.attempts.dialect.parameters(prompt.request, run)
-        body = prompt.encode({"model": backend.identity.model, **several, **parameters, **backend.attempts.extra})
+        body = prompt.encode(
+            {"model": backend.identity.model, **several, **parameters, **backend.attempts.extra}
+        )
         return b'{"custom_id":"%b","method":"POST","url":"%b","body":%b}\n' % (
             custom_id.encode(), ROUTE.encode(), body,
         )  # fmt: skip
@@ -107,7 +109,10 @@ class ChatLines:
         backend = self._backend
         private = prompt.private
         asked = Asked(
-            backend.identity.model, len(run), list(backend.attempts.dialect.parameters(prompt.request, run)), private
+            backend.identity.model,
+            len(run),
+            list(backend.attempts.dialect.parameters(prompt.request, run)),
+            private,
         )
         try:
             if line.status is None:

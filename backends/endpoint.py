@@ -127,7 +127,9 @@ class Endpoint:
         if any(isinstance(link, TimeoutError) for link in chain):
             return CallError(f"no answer within {self._timeout_s:g} s", ErrorType.TIMEOUT)
         name = type(chain[-1]).__name__
-        if isinstance(error, openai.APIConnectionError | OSError) or type(error).__module__.startswith("aiohttp"):
+        if isinstance(error, openai.APIConnectionError | OSError) or type(error).__module__.startswith(
+            "aiohttp"
+        ):
             return CallError(f"the endpoint could not be reached or hung up ({name})", ErrorType.CONNECTION)
         return CallError(f"the call failed in an unforeseen way ({name})", ErrorType.INTERNAL)
 

@@ -168,7 +168,9 @@ def assemble_cues(
 
     lines: list[str] = []
     for name, entries in sources.items():
-        if shown := _source_lines(entries, shares.get(name, 0) - _line_cost(_heading(name)), cleaner, condensed):
+        if shown := _source_lines(
+            entries, shares.get(name, 0) - _line_cost(_heading(name)), cleaner, condensed
+        ):
             lines += (_heading(name), *shown)
         else:
             dropped["dropped_sources"] += 1

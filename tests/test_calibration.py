@@ -270,7 +270,9 @@ def test_gold_is_read_as_tags_are() -> None:
     curve = fit_run(store, kind="isotonic", gold=gold).attributes["pet"]
     assert isinstance(curve, Isotonic)
     assert min(curve.probabilities) > 0.5
-    with pytest.raises(InputError, match=r"gold of user 'u3': 'Horse' is not a tag of 'pet': expected one of Cat, Dog"):
+    with pytest.raises(
+        InputError, match=r"gold of user 'u3': 'Horse' is not a tag of 'pet': expected one of Cat, Dog"
+    ):
         fit_run(store, kind="isotonic", gold=gold | {"u3": {"pet": "Horse"}})
     with pytest.raises(InputError, match="none of the 1 gold users is in run scripted-"):
         fit_run(store, kind="isotonic", gold={"someone": {"pet": "Cat"}})
