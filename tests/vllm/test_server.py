@@ -106,7 +106,7 @@ async def test_a_prompt_that_is_too_long_is_a_typed_failure_and_says_nothing_of_
 
 async def test_the_same_seeds_give_the_same_samples(server: str) -> None:
     backend = open_backend(f"vllm-server:{server}?{WAIT}")
-    # vLLM's numbers hang on what shares a batch: on a busy machine the two requests of a draw may fall into other steps.
+    # vLLM's numbers hang on what shares a batch: on a busy machine the requests of a draw may fall into other steps.
     for _ in range(3):
         first, again, others = [await drawn(backend, 0, 1, max_tokens=30, seed=seed) for seed in (3, 3, 300)]
         assert [c.text for c in first.values()] != [c.text for c in others.values()]
