@@ -59,8 +59,8 @@ def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str | None]) 
 ALL = {
     "aiohttp": "3.15.0", "multidict": "7.0", "yarl": "2.0", "scikit-learn": "1.9", "transformers": "5.9",
     "torch": "2.9.1+cpu", "peft": "0.20", "gguf": "0.19", "psutil": "7.0", "trl": "1.16.0", "datasets": "5.0",
-    "accelerate": "1.15", "matplotlib": "3.11", "vllm": "0.30.0", "scipy": "1.17", "lightgbm": "4.7", "fairlearn": "0.15",
-    "jinja2": "3.1", "jupytext": "1.19", "nbclient": "0.11", "ipykernel": "7.4",
+    "accelerate": "1.15", "matplotlib": "3.11", "vllm": "0.30.0", "scipy": "1.17", "lightgbm": "4.7",
+    "fairlearn": "0.15", "jinja2": "3.1", "jupytext": "1.19", "nbclient": "0.11", "ipykernel": "7.4",
 }  # fmt: skip
 
 
