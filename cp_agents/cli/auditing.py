@@ -42,9 +42,7 @@ def audit(
     gold: Annotated[
         Path | None, typer.Option("--gold", help="JSONL with user_id and the truth.", show_default=False)
     ] = None,
-    truth_field: Annotated[
-        str, typer.Option("--truth-field", help="Field of the gold rows that holds it.")
-    ] = "truth",
+    truth_field: o.TruthField = "truth",
     by: Annotated[
         list[str] | None,
         typer.Option(

@@ -28,7 +28,7 @@ def fit(
     gold: Annotated[
         Path | None, typer.Option("--gold", help="Gold JSONL; without it reviewed rows are used.")
     ] = None,
-    truth_field: Annotated[str, typer.Option("--truth-field", help="Field of the gold rows.")] = "truth",
+    truth_field: o.TruthField = "truth",
 ) -> None:
     """Fit a calibrator on a stored run's votes. Python: `cp_agents.calibrate.fit_run`."""
     from cp_agents.calibrate import fit_run
@@ -89,7 +89,7 @@ def tags(
     gold: Annotated[
         Path | None, typer.Option("--gold", help="Gold JSONL; without it reviewed rows are used.")
     ] = None,
-    truth_field: Annotated[str, typer.Option("--truth-field", help="Field of the gold rows.")] = "truth",
+    truth_field: o.TruthField = "truth",
 ) -> None:
     """Learn from labels which tags a teacher says too easily. Python: `cp_agents.hybrid.learn_from_run`.
 

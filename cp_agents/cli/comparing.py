@@ -25,9 +25,7 @@ def compare(
     gold: Annotated[
         Path | None, typer.Option("--gold", help="JSONL with user_id and the truth: says which run is right.")
     ] = None,
-    truth_field: Annotated[
-        str, typer.Option("--truth-field", help="Field of the gold rows that holds it.")
-    ] = "truth",
+    truth_field: o.TruthField = "truth",
     differences: Annotated[
         int, typer.Option("--differences", min=0, help="How many of the most confident differences to show.")
     ] = 20,

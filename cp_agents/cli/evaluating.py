@@ -24,9 +24,7 @@ def evaluate(
     gold: Annotated[
         Path, typer.Option("--gold", help="JSONL with user_id and the truth.", show_default=False)
     ],
-    truth_field: Annotated[
-        str, typer.Option("--truth-field", help="Field of the gold rows that holds it.")
-    ] = "truth",
+    truth_field: o.TruthField = "truth",
     taxonomy: o.Taxonomy = "profilebench",
     store: Annotated[
         Path | None,

@@ -76,6 +76,9 @@ PriceCompletion = Annotated[
 Run = Annotated[
     str | None, typer.Option("--run", help="Name of the run in the store; the newest by default.")
 ]
+TruthField = Annotated[
+    str, typer.Option("--truth-field", help="Field of the gold rows that holds the truth.")
+]
 BestTruthField = Annotated[
     str | None,
     typer.Option(

@@ -22,9 +22,7 @@ def report(
         Path | None,
         typer.Option("--gold", help="JSONL with user_id and the truth: adds all that needs it."),
     ] = None,
-    truth_field: Annotated[
-        str, typer.Option("--truth-field", help="Field of the gold rows that holds it.")
-    ] = "truth",
+    truth_field: o.TruthField = "truth",
     taxonomy: Annotated[
         str | None,
         typer.Option(

@@ -44,7 +44,7 @@ def filter_users(
     gold: Annotated[
         Path | None, typer.Option("--gold", help="Gold JSONL, to audit by gold tags too.", show_default=False)
     ] = None,
-    truth_field: Annotated[str, typer.Option("--truth-field", help="Field of the gold rows.")] = "truth",
+    truth_field: o.TruthField = "truth",
     limit: Annotated[
         float, typer.Option("--limit", help="Warn where a group is kept at less than this ratio to all.")
     ] = 0.8,
