@@ -539,7 +539,8 @@ async def test_nothing_of_a_user_stays_at_the_endpoint_and_no_key_in_the_store(
         await batched(p, users(8), say=said.append)
         p.store.close()
         assert server.files == {}
-        assert len(server.deleted) == 3
+        # requests and answers, and the errors where the server drew any
+        assert set(server.uploads) < set(server.deleted)
     assert b"very-secret" not in b"".join(f.read_bytes() for f in tmp_path.iterdir())  # noqa: ASYNC240
     assert "secret" not in "".join(said)
 
